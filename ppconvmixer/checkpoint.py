@@ -1,0 +1,159 @@
+"""Read and write checkpoints as ``{name: array}``, with NumPy alone and nothing executed.
+
+Every checkpoint of the package comes and goes through this file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+from pathlib import Path
+from typing import Any, Callable, Mapping, Optional
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from . import safe_pickle, torch_file
+from .errors import UserError
+from .files import PathLike, atomic_write
+
+State = dict[str, np.ndarray]
+
+_WRAPPERS = ("state_dict", "model")  # where training programs keep the weights among their records
+_SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "BF16": "<u2"}
+_PADDLE_NAMES = "StructuredToParameterName@@"  # paddle.save's table of automatic names
+
+
+def read(path: PathLike) -> State:
+    """Read the weights of a checkpoint of any kind; the kind is told by the content.
+
+    Read are ``.pdparams`` (pickle protocols 2 to 5), torch's ``.pth``, ``.pth.tar`` and ``.bin``
+    (zip and legacy) and ``.safetensors``. A ``state_dict`` among training records is found, and the
+    prefix ``module.`` of data-parallel training is taken off. bfloat16 is widened to float32; float16,
+    float32 and float64 stay what they are. torch's ``num_batches_tracked``, the one entry of a
+    ConvMixer that is no weight, is left out.
+
+    Returns:
+        Floating-point arrays by the names of the file, possibly views of it and not writable.
+
+    Raises:
+        UserError: no such file, damaged, not a checkpoint, or naming something no checkpoint holds.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(16)
+            if not head:
+                raise UserError(f"{path} is empty; fetch it again")
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                state = _reader(head)(path, content)
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"cannot read the checkpoint {path}: {error}") from error
+    return _weights(path, state)
+
+
+def write(path: PathLike, state: Mapping[str, np.ndarray], metadata: Optional[Mapping[str, str]] = None) -> None:
+    """Write ``state`` to a ``.pdparams`` or ``.safetensors`` file, atomically.
+
+    Args:
+        metadata: strings to keep in the header of a ``.safetensors`` file.
+
+    Raises:
+        UserError: another suffix, or the file cannot be written; an old file is then left as it was.
+    """
+    path = Path(path)
+    arrays = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in state.items()}
+    if path.suffix == ".pdparams":
+        with atomic_write(path) as stream:
+            pickle.dump(arrays, stream, protocol=4)  # the protocol paddle.save writes
+    elif path.suffix == ".safetensors":
+        with atomic_write(path) as stream:
+            stream.write(safetensors.numpy.save(arrays, dict(metadata) if metadata else None))
+    else:
+        raise UserError(f"cannot write {path}: name a file ending in .pdparams or .safetensors")
+
+
+def _reader(head: bytes) -> Callable[[Path, mmap.mmap], Any]:
+    """Choose the reader by the first bytes of the file."""
+    if head.startswith(b"PK\x03\x04"):
+        return lambda path, _: _torch_state(*torch_file.read_zip(path))
+    if head.startswith(torch_file.LEGACY_PREFIX):
+        return lambda _, content: _torch_state(*torch_file.read_legacy(content))
+    if head[:1] == b"\x80":
+        return _read_paddle
+    if head[8:9] == b"{":
+        return _read_safetensors
+    raise UserError("neither Paddle's, torch's nor a safetensors file")
+
+
+def _read_paddle(path: Path, content: mmap.mmap) -> State:
+    tree = _unwrap(safe_pickle.load(content, content.size(), _PADDLE))
+    tree.pop(_PADDLE_NAMES, None)
+    state = {}
+    for name, value in tree.items():
+        if type(value) is tuple and len(value) == 2:  # a tensor in a nested structure: (automatic name, array)
+            value = value[1]
+        if not isinstance(value, safe_pickle.Array) or value.value is None:
+            raise UserError(f"the entry {name!r} is no array")
+        state[name] = torch_file.from_bfloat16(value.value) if value.value.dtype == np.uint16 else value.value
+    return state
+
+
+_PADDLE = {
+    **safe_pickle.NUMPY,
+    "collections.OrderedDict": lambda items=(): dict(items),
+    "builtins.tuple": tuple,
+    "__builtin__.tuple": tuple,
+}
+
+
+def _read_safetensors(path: Path, content: mmap.mmap) -> State:
+    try:
+        tensors = safetensors.deserialize(content[:])
+    except safetensors.SafetensorError as error:
+        raise UserError(f"damaged or cut off: {error}") from error
+    state = {}
+    for name, tensor in tensors:
+        kind = tensor["dtype"]
+        if kind not in _SAFETENSORS_DTYPES:
+            raise UserError(f"the entry {name!r} is of type {kind}; float16, bfloat16, float32 and float64 are read")
+        value = np.frombuffer(tensor["data"], _SAFETENSORS_DTYPES[kind]).reshape(tensor["shape"])
+        state[name] = torch_file.from_bfloat16(value) if kind == "BF16" else value
+    return state
+
+
+def _torch_state(tree: Any, storages: Callable[[str], np.ndarray]) -> State:
+    state = {}
+    for name, value in _unwrap(tree).items():
+        if not isinstance(value, torch_file.Tensor):
+            raise UserError(f"the entry {name!r} is no tensor")
+        state[name] = value.array(storages)
+    return state
+
+
+def _unwrap(tree: Any) -> dict[str, Any]:
+    """Find the weights among training records and take off the prefix of data-parallel training."""
+    if not isinstance(tree, dict):
+        raise UserError("it holds no dictionary of weights")
+    for key in _WRAPPERS:
+        if isinstance(tree.get(key), dict):
+            tree = tree[key]
+            break
+    if not tree or not all(isinstance(name, str) for name in tree):
+        raise UserError("it holds no named weights")
+    if all(name.startswith("module.") for name in tree):
+        tree = {name[len("module.") :]: value for name, value in tree.items()}
+    return tree
+
+
+def _weights(path: Path, state: State) -> State:
+    state = {name: value for name, value in state.items() if not name.endswith(".num_batches_tracked")}
+    for name, value in state.items():
+        if value.dtype.kind != "f":
+            raise UserError(f"cannot read the checkpoint {path}: the entry {name!r} is {value.dtype}, not floating-point")
+    return state

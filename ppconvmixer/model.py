@@ -1,0 +1,116 @@
+"""ConvMixer (Trockman & Kolter 2022, "Patches Are All You Need?", arXiv 2201.09792)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import paddle
+from paddle import nn
+
+from .errors import UserError, unknown
+
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class Residual(nn.Layer):
+    """``x + fn(x)``."""
+
+    def __init__(self, fn: nn.Layer):
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.fn(x) + x
+
+
+class ConvMixer(nn.Layer):
+    """A patch embedding, then ``depth`` pairs of depthwise and pointwise convolution, then the mean.
+
+    Parameter names are timm's; the initial weights are drawn as the official network draws them.
+
+    Args:
+        dim: channels of every block.
+        depth: number of blocks.
+        kernel_size: side of the depthwise kernel, in patches.
+        patch_size: side and stride of the patch embedding, in pixels.
+        in_chans: channels of the picture.
+        num_classes: outputs of the head; 0 leaves the head out and the model returns features.
+        act: ``"gelu"`` or ``"relu"``.
+        drop_rate: dropout before the head, in [0, 1).
+
+    Input: float32 ``(N, in_chans, H, W)``, H and W at least ``patch_size``.
+    Output: float32 ``(N, num_classes)`` logits, or ``(N, dim)`` when ``num_classes`` is 0.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        kernel_size: int = 9,
+        patch_size: int = 7,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        act: str = "gelu",
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        if act not in ACTIVATIONS:
+            raise unknown("activation", act, ACTIVATIONS)
+        self.dim, self.patch_size, self.in_chans = dim, patch_size, in_chans
+        activation = ACTIVATIONS[act]
+
+        def conv(inputs: int, kernel: int, **kwargs: Any) -> tuple[nn.Layer, ...]:
+            fan_in = inputs // kwargs.get("groups", 1) * kernel**2
+            return nn.Conv2D(inputs, dim, kernel, **kwargs, **_uniform(fan_in)), activation(), nn.BatchNorm2D(dim)
+
+        self.stem = nn.Sequential(*conv(in_chans, patch_size, stride=patch_size))
+        self.blocks = nn.Sequential(
+            *[
+                nn.Sequential(
+                    Residual(nn.Sequential(*conv(dim, kernel_size, groups=dim, padding=_same(kernel_size)))),
+                    *conv(dim, 1),
+                )
+                for _ in range(depth)
+            ]
+        )
+        self.dropout = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new, randomly initialised head of ``num_classes`` outputs in place; 0 removes it."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.dim, num_classes, **_uniform(self.dim)) if num_classes else nn.Identity()
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Return the feature map, ``(N, dim, H // patch_size, W // patch_size)``."""
+        _, channels, height, width = x.shape
+        # A dimension is -1 while a static graph is traced.
+        if channels not in (self.in_chans, -1) or min(height, width) in range(self.patch_size):
+            raise UserError(
+                f"the input is {channels} x {height} x {width}; this network takes {self.in_chans} channels "
+                f"and at least {self.patch_size} x {self.patch_size} pixels"
+            )
+        return self.blocks(self.stem(x))
+
+    def forward_head(self, x: paddle.Tensor, pre_logits: bool = False) -> paddle.Tensor:
+        """Return logits ``(N, num_classes)`` of a feature map, or its mean ``(N, dim)`` with ``pre_logits``."""
+        x = self.dropout(x.mean(axis=[2, 3]))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _same(kernel: int) -> list[int]:
+    """Padding that keeps height and width; an even kernel's odd pixel goes below and right, as in torch."""
+    before = (kernel - 1) // 2
+    return [before, kernel - 1 - before] * 2
+
+
+def _uniform(fan_in: int) -> dict[str, paddle.ParamAttr]:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias: the draw the published networks started from."""
+    bound = 1 / math.sqrt(fan_in)
+    return {
+        name: paddle.ParamAttr(initializer=nn.initializer.Uniform(-bound, bound)) for name in ("weight_attr", "bias_attr")
+    }

@@ -1,0 +1,227 @@
+"""Read a pickle as data.
+
+A pickle is a program for a small stack machine whose ``REDUCE`` calls whatever the file names.
+This reader runs that program on a machine of its own that knows containers, numbers, strings and
+an explicit table of builders (functions of this package that make inert records). Nothing is
+imported, nothing else is called, and an opcode or a name outside the tables ends the reading with
+an error that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickletools
+import re
+from typing import Any, BinaryIO, Callable, Mapping, Optional
+
+import numpy as np
+
+from .errors import UserError
+
+MAX_OPCODES = 2_000_000  # the largest published ConvMixer needs under 10,000; an opcode costs up to 100 bytes
+_DTYPE = re.compile(r"[?bBhHiIlLqQefd]|b1|[iu][1248]|f[248]")
+
+
+class Opaque:
+    """Stands for an object whose content is not wanted, such as ``argparse.Namespace``."""
+
+    def __init__(self, *args: Any):
+        pass
+
+    def set_state(self, state: Any) -> None:
+        """Forget ``state``."""
+
+
+class DType(Opaque):
+    """A ``numpy.dtype`` of plain numbers."""
+
+    def __init__(self, code: str, *_: Any):
+        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+            raise UserError(f"the file holds an array of type {code!r}; only plain numbers are read")
+        self.dtype = np.dtype(code)
+
+    def set_state(self, state: Any) -> None:
+        _, order, *_ = state
+        if order not in ("<", ">", "|", "="):
+            raise UserError(f"the file holds an array of byte order {order!r}")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+@dataclasses.dataclass
+class Array(Opaque):
+    """A ``numpy.ndarray``; ``value`` is None until the file has given its state."""
+
+    value: Optional[np.ndarray] = None
+
+    def set_state(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        raw = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 wrote bytes as str
+        self.value = _array(raw, dtype, shape, "F" if fortran else "C").value
+
+
+def _array(raw: Any, dtype: Any, shape: Any, order: str) -> Array:
+    if not isinstance(raw, (bytes, bytearray)) or not isinstance(dtype, DType):
+        raise UserError("the file holds an array of Python objects; only plain numbers are read")
+    return Array(np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C"))
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise UserError(f"the file asks for the encoding {encoding!r}")
+    return text.encode("latin-1")
+
+
+NUMPY: Mapping[str, Callable[..., Any]] = {
+    "numpy.ndarray": Opaque,  # only ever an argument of _reconstruct
+    "numpy.dtype": DType,
+    **{f"numpy.{core}.multiarray._reconstruct": lambda *_: Array() for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _array for core in ("core", "_core")},
+    "_codecs.encode": _encode,
+}
+"""Builders for pickles of NumPy arrays, by NumPy 1 and 2, pickle protocols 2 to 5."""
+
+
+class _Name(str):
+    """A global the file named; only ever looked up in the table of builders."""
+
+
+_MARK = object()
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def load(
+    stream: BinaryIO,
+    size: int,
+    builders: Mapping[str, Callable[..., Any]] = NUMPY,
+    persistent_load: Optional[Callable[[Any], Any]] = None,
+) -> Any:
+    """Read one pickle of plain data and leave ``stream`` right behind it.
+
+    Args:
+        stream: a seekable binary stream that never returns more than it holds (``mmap``, ``BytesIO``).
+        size: bytes the pickle may hold; what builders copy may add up to four times this.
+        builders: what each name the file may use stands for.
+        persistent_load: makes the value of a persistent id (torch's storages); None refuses them.
+
+    Returns:
+        dict, list, tuple, str, bytes, int, float, bool, None, and what the builders made.
+
+    Raises:
+        UserError: the file is damaged, or names something that is not in ``builders``.
+    """
+    machine = _Machine(builders, persistent_load, copies=4 * size)
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            machine.step(opcode.name, argument)
+        (value,) = machine.stack
+        return value
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise UserError(f"the file is damaged: {error}") from error
+
+
+class _Machine:
+    """The stack, the memo and the limits of one pickle."""
+
+    def __init__(self, builders: Mapping[str, Callable[..., Any]], persistent_load: Any, copies: int):
+        self.builders, self.persistent_load = builders, persistent_load
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.opcodes_left, self.copies_left = MAX_OPCODES, copies
+
+    def step(self, name: str, argument: Any) -> None:
+        self.opcodes_left -= 1
+        if self.opcodes_left < 0:
+            raise UserError(f"the file holds more than {MAX_OPCODES:,} pickle instructions; no checkpoint does")
+        stack, push = self.stack, self.stack.append
+        if name in _LITERALS:
+            push(argument)
+        elif name in _CONSTANTS:
+            push(_CONSTANTS[name])
+        elif name in _EMPTY:
+            push(_EMPTY[name]())
+        elif name in _SHORT_TUPLES:
+            push(tuple(self._pop(_SHORT_TUPLES[name])))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            push(self.memo[argument])
+        elif name == "MARK":
+            push(_MARK)
+        elif name == "TUPLE":
+            push(tuple(self._pop_to_mark()))
+        elif name in ("APPEND", "APPENDS"):
+            items = self._pop(1) if name == "APPEND" else self._pop_to_mark()
+            self._top(list).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = self._pop(2) if name == "SETITEM" else self._pop_to_mark()
+            self._top(dict).update(zip(items[::2], items[1::2]))
+        elif name == "GLOBAL":
+            self._push_name(*argument.split(" ", 1))
+        elif name == "STACK_GLOBAL":
+            self._push_name(*self._pop(2))
+        elif name in ("REDUCE", "NEWOBJ"):
+            function, arguments = self._pop(2)
+            push(self._build(function, arguments))
+        elif name == "BUILD":
+            (state,) = self._pop(1)
+            if isinstance(stack[-1], Opaque):
+                self._charge(state)
+                stack[-1].set_state(state)
+            elif not isinstance(stack[-1], dict):  # torch hangs metadata on a state dict; it is not wanted
+                raise ValueError("a state for something that has none")
+        elif name == "BINPERSID" and self.persistent_load is not None:
+            push(self.persistent_load(*self._pop(1)))
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise UserError(f"the file uses the pickle instruction {name}, which this reader refuses")
+
+    def _push_name(self, module: str, name: str) -> None:
+        full = f"{module}.{name}"
+        if full not in self.builders:
+            raise UserError(f"the file names {full}, which this reader refuses: it is no part of a checkpoint")
+        self.stack.append(_Name(full))
+
+    def _build(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, _Name):
+            raise ValueError("a call of something that is no name")
+        self._charge(arguments)
+        return self.builders[function](*arguments)
+
+    def _charge(self, values: Any) -> None:
+        """Builders may copy strings and bytes; a file that repeats a long one is stopped before memory is."""
+        if isinstance(values, tuple):
+            self.copies_left -= sum(len(v) for v in values if isinstance(v, str))
+            if self.copies_left < 0:
+                raise UserError("the file unpacks to far more than its size")
+
+    def _top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"no {kind.__name__} where one is filled")
+        return self.stack[-1]
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count or any(v is _MARK for v in self.stack[-count:]):
+            raise ValueError("the stack is too short")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def _pop_to_mark(self) -> list[Any]:
+        start = len(self.stack)
+        while start and self.stack[start - 1] is not _MARK:
+            start -= 1
+        if not start:
+            raise ValueError("a mark is missing")
+        items = self.stack[start:]
+        del self.stack[start - 1 :]
+        return items

@@ -1,0 +1,290 @@
+"""The ConvMixers by name: the table of variants, and models made and filled from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import json
+import logging
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
+
+import numpy as np
+
+from . import checkpoint, layouts
+from .errors import UserError, unknown
+from .files import PathLike
+
+if TYPE_CHECKING:  # Paddle takes a second to import; `ppconvmixer --help` and `models` do without
+    from .model import ConvMixer
+
+logger = logging.getLogger("ppconvmixer")
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """How a picture becomes the input of a model.
+
+    The short side is resized to ``int(size / crop_pct)`` pixels, the middle ``size x size`` cut out,
+    and every channel of the result, scaled to [0, 1], has ``mean`` taken off and is divided by ``std``.
+    """
+
+    size: int
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+        if not (isinstance(self.size, int) and self.size > 0 and 0 < self.crop_pct <= 1):
+            raise UserError(f"an input of size {self.size!r} with crop_pct {self.crop_pct!r}; want a size of 1 or more, crop in (0, 1]")
+        if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
+            raise UserError("mean and std of the input want three numbers each, std above 0")
+
+
+IMAGENET = InputSpec(224, 0.96, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR10 = InputSpec(32, 1.0, "bicubic", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """The shape of a network and the input it is made for."""
+
+    dim: int
+    depth: int
+    kernel_size: int = 9
+    patch_size: int = 7
+    act: str = "gelu"
+    num_classes: int = 1000
+    input: InputSpec = IMAGENET
+
+    def parameters(self) -> int:
+        """Count the trainable parameters for three channels; batch-norm statistics are none."""
+        block = self.dim * (self.kernel_size**2 + 1) + self.dim * (self.dim + 1) + 4 * self.dim
+        stem = self.dim * (3 * self.patch_size**2 + 1) + 2 * self.dim
+        return stem + self.depth * block + self.num_classes * (self.dim + 1)
+
+    def macs(self) -> int:
+        """Count the multiply-accumulates of all convolutions and the head, for one picture of ``input.size``."""
+        pixels = (self.input.size // self.patch_size) ** 2
+        block = self.dim * self.kernel_size**2 + self.dim**2
+        return pixels * (self.dim * 3 * self.patch_size**2 + self.depth * block) + self.dim * self.num_classes
+
+
+_cifar = functools.partial(Variant, num_classes=10, input=CIFAR10)
+VARIANTS: Mapping[str, Variant] = {
+    # The three with published weights.
+    "convmixer_1536_20": Variant(1536, 20),
+    "convmixer_1024_20_ks9_p14": Variant(1024, 20, patch_size=14),
+    "convmixer_768_32": Variant(768, 32, kernel_size=7, act="relu"),
+    # Smaller ones for 224 x 224; the paper's 512-wide networks have the even kernel 8.
+    "convmixer_512_16": Variant(512, 16, kernel_size=8),
+    "convmixer_512_12": Variant(512, 12, kernel_size=8),
+    "convmixer_256_8": Variant(256, 8),
+    # For 32 x 32.
+    "convmixer_256_8_ks9_p1": _cifar(256, 8, kernel_size=9, patch_size=1),
+    "convmixer_256_8_ks5_p2": _cifar(256, 8, kernel_size=5, patch_size=2),
+    "convmixer_128_8_ks5_p2": _cifar(128, 8, kernel_size=5, patch_size=2),
+    "convmixer_tiny": _cifar(64, 4, kernel_size=5, patch_size=4),
+}
+ALIASES: Mapping[str, str] = {  # the names of the official files, and a short one
+    "convmixer_1024_20": "convmixer_1024_20_ks9_p14",
+    "convmixer_768_32_ks7_p7_relu": "convmixer_768_32",
+    "convmixer_1536_20_ks9_p7": "convmixer_1536_20",
+}
+
+
+@functools.lru_cache(maxsize=None)
+def manifest() -> dict[str, Any]:
+    """Return what is published, by model name: accuracies with their source, and the files."""
+    return json.loads(resources.files(__package__).joinpath("manifest.json").read_text("utf-8"))
+
+
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """Return the names that match ``pattern`` (shell wildcards), largest model first.
+
+    Args:
+        pretrained: keep the models with published weights.
+    """
+    return [n for n in fnmatch.filter(VARIANTS, pattern) if not pretrained or n in manifest()]
+
+
+def canonical(name: str) -> str:
+    """Return the name in the table that ``name`` stands for.
+
+    Raises:
+        UserError: unknown; the message has the nearest names.
+    """
+    name = ALIASES.get(name, name)
+    if name not in VARIANTS:
+        raise unknown("model", name, [*VARIANTS, *ALIASES])
+    return name
+
+
+def input_spec(name: str, **changes: Any) -> InputSpec:
+    """Return the input of a model, with ``changes`` (a checkpoint's card, a recipe) on top.
+
+    Raises:
+        UserError: unknown model, or a change that makes no sense.
+    """
+    spec = VARIANTS[canonical(name)].input
+    known = [field.name for field in dataclasses.fields(spec)]
+    for key in changes:
+        if key not in known:
+            raise unknown("key of the input", key, known)
+    return dataclasses.replace(spec, **changes)
+
+
+def create_model(
+    name: str,
+    pretrained: Union[bool, PathLike] = False,
+    num_classes: Optional[int] = None,
+    in_chans: int = 3,
+    **kwargs: Any,
+) -> ConvMixer:
+    """Make a model of the zoo.
+
+    Args:
+        name: one of ``list_models()`` or its alias.
+        pretrained: a checkpoint in any layout to fill it from; True for the published one.
+        num_classes: outputs of the head, by default the variant's (1000, or 10 for the CIFAR-10 ones).
+            With another number than the variant's, a checkpoint's head of another size gives way to a
+            freshly initialised one, and a warning says so.
+        in_chans: channels of the picture.
+        **kwargs: ``drop_rate`` and whatever else ``ConvMixer`` takes.
+
+    Raises:
+        UserError: unknown name, unreadable checkpoint, or one that does not fit.
+    """
+    from .model import ConvMixer
+
+    name = canonical(name)
+    variant = VARIANTS[name]
+    classes = variant.num_classes if num_classes is None else num_classes
+    shape = {key: getattr(variant, key) for key in ("dim", "depth", "kernel_size", "patch_size", "act")}
+    model = ConvMixer(**{**shape, "in_chans": in_chans, "num_classes": classes, **kwargs})
+    if pretrained is True:
+        raise UserError(_how_to_get(name))
+    if pretrained:
+        load_weights(model, pretrained, reset_head=classes != variant.num_classes)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of every entry of a checkpoint and of the model. Lists hold our names unless said."""
+
+    layout: str
+    loaded: list[str]
+    renamed: dict[str, str]
+    """Our name by the file's, where they differ."""
+    reinitialized: list[str]
+    """The head, where it was of another size and stays as it was initialised."""
+    missing: list[str]
+    """In the model, not in the file."""
+    left_out: list[str]
+    """In the file (its names), not loaded."""
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} entries loaded from the {self.layout} layout"]
+        for what in ("renamed", "reinitialized", "missing", "left_out"):
+            entries = list(getattr(self, what))
+            if entries:
+                parts.append(f"{len(entries)} {what.replace('_', ' ')}" + ("" if what == "renamed" else f" ({_some(entries)})"))
+        return ", ".join(parts)
+
+
+def load_weights(model: ConvMixer, path: PathLike, strict: bool = True, reset_head: bool = False) -> LoadReport:
+    """Fill ``model`` from a checkpoint in any layout; see ``checkpoint.read`` for the kinds of file.
+
+    Args:
+        strict: every entry must be there, fit, and be used. Otherwise what fits is loaded.
+        reset_head: let a head of another number of classes stay as initialised, and warn.
+
+    Returns:
+        What was loaded, renamed, re-initialised, missing and left out.
+
+    Raises:
+        UserError: unreadable, no ConvMixer, or, with ``strict``, not this one. The model is then untouched.
+    """
+    try:
+        found = layouts.to_ours(checkpoint.read(path))
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+    return fill(model, found, path, strict, reset_head)
+
+
+def fill(
+    model: ConvMixer, found: layouts.Translation, path: PathLike, strict: bool = True, reset_head: bool = False
+) -> LoadReport:
+    """Do the work of ``load_weights`` for a checkpoint that is already read; ``path`` is for messages."""
+    wanted = model.state_dict()
+    unfit = {n for n, v in found.state.items() if n in wanted and tuple(wanted[n].shape) != v.shape}
+    head = {n for n in found.state if n.startswith("head.") and (n in unfit or n not in wanted)}
+    reset = sorted(head) if reset_head and unfit <= head else []
+    loaded = [n for n in found.state if n in wanted and n not in unfit]
+    missing = [n for n in wanted if n not in loaded and n not in reset]
+    theirs = {ours: name for name, ours in found.names.items()}
+    left_out = [theirs[n] for n in found.state if n not in loaded and n not in reset] + list(found.left_out)
+    if strict and (missing or left_out):
+        raise UserError(_misfit(model, found, path, missing, left_out))
+    if not loaded:
+        raise UserError(f"{path} fits nothing of the model: it holds {layouts.describe(found.state)}")
+    if reset:
+        logger.warning(
+            "the head of %s is for %s classes; this model's head for %s is freshly initialised",
+            *(path, layouts.classes(found.state), model.num_classes),
+        )
+    model.set_state_dict({n: np.ascontiguousarray(found.state[n], dtype=np.float32) for n in loaded} | _rest(wanted, loaded))
+    renamed = {theirs[n]: n for n in loaded if theirs[n] != n}
+    return LoadReport(found.layout, loaded, renamed, reset, missing, left_out)
+
+
+def _rest(wanted: Mapping[str, Any], loaded: list[str]) -> dict[str, Any]:
+    """What stays as it is; Paddle warns of every entry it is not given."""
+    return {name: value for name, value in wanted.items() if name not in loaded}
+
+
+def _misfit(model: ConvMixer, found: layouts.Translation, path: PathLike, missing: list[str], left_out: list[str]) -> str:
+    ours = layouts.describe({name: np.broadcast_to(0, value.shape) for name, value in model.state_dict().items()})
+    theirs = layouts.describe(found.state)
+    message = f"{path} holds {theirs}; the model is {ours}; missing: {_some(missing)}; not used: {_some(left_out)}"
+    if all(name.startswith("head.") for name in missing):
+        message += f"; make the model with num_classes={layouts.classes(found.state) or 0}"
+    return message
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
+
+
+def _how_to_get(name: str) -> str:
+    if name not in manifest():
+        raise UserError(f"no weights of {name} are published; published: {', '.join(list_models(pretrained=True))}")
+    address = manifest()[name]["files"][0]["url"]
+    return f"download {address} and give its path as pretrained="
+
+
+def _constructor(name: str) -> Callable[..., ConvMixer]:
+    variant = VARIANTS[canonical(name)]
+
+    def constructor(pretrained: Union[bool, PathLike] = False, **kwargs: Any) -> ConvMixer:
+        return create_model(name, pretrained, **kwargs)
+
+    constructor.__name__ = constructor.__qualname__ = name
+    constructor.__doc__ = (
+        f"ConvMixer-{variant.dim}/{variant.depth}, kernel {variant.kernel_size}, patch {variant.patch_size}, "
+        f"{variant.act}, for {variant.input.size} x {variant.input.size}; arguments as ``create_model``."
+    )
+    return constructor
+
+
+CONSTRUCTORS = {name: _constructor(name) for name in [*VARIANTS, *ALIASES]}
+"""A lower-case constructor of every name; the package offers them as its attributes."""
