@@ -57,6 +57,19 @@ def read(path: PathLike) -> State:
     return _weights(path, state)
 
 
+def read_metadata(path: PathLike) -> dict[str, str]:
+    """Return the strings in the header of a ``.safetensors`` file.
+
+    Raises:
+        UserError: no such file, or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as content:
+            return content.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
 def write(path: PathLike, state: Mapping[str, np.ndarray], metadata: Optional[Mapping[str, str]] = None) -> None:
     """Write ``state`` to a ``.pdparams`` or ``.safetensors`` file, atomically.
 

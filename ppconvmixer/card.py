@@ -1,0 +1,67 @@
+"""The card of a checkpoint: a small JSON file beside it that says what the weights alone do not.
+
+``best.pdparams`` has the card ``best.json``: the model's name, the input it was trained for, the
+names of its classes, and where it comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any, Optional
+
+from .errors import UserError
+from .files import PathLike, sha256, write_text
+
+logger = logging.getLogger("ppconvmixer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a card holds.
+
+    Args:
+        model: name in the zoo.
+        input: fields of ``zoo.InputSpec`` that the weights want.
+        classes: names of the labels 0, 1, ...
+        sha256: of the checkpoint the card belongs to.
+        facts: anything else worth knowing (recipe, accuracy, versions).
+    """
+
+    model: Optional[str] = None
+    input: dict[str, Any] = dataclasses.field(default_factory=dict)
+    classes: Optional[tuple[str, ...]] = None
+    sha256: Optional[str] = None
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read(weights: PathLike) -> Card:
+    """Read the card beside a checkpoint; an empty one where there is none.
+
+    Raises:
+        UserError: the card is no JSON of the expected form.
+    """
+    path = Path(weights).with_suffix(".json")
+    if not path.is_file():
+        return Card()
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        fields = {field.name: content[field.name] for field in dataclasses.fields(Card) if field.name in content}
+        card = Card(**fields)
+        known = isinstance(card.input, dict) and isinstance(card.model, (str, type(None)))
+        if not known or not all(isinstance(name, str) for name in card.classes or ()):
+            raise ValueError("a field is of the wrong kind")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read the card {path}: {error}; mend it or move it away") from error
+    if card.sha256 is not None and Path(weights).is_file() and card.sha256 != sha256(weights):
+        logger.warning("the card %s was written for another file; its input and class names are used all the same", path)
+    return dataclasses.replace(card, classes=tuple(card.classes) if card.classes else None)
+
+
+def write(weights: PathLike, card: Card) -> None:
+    """Write the card of a checkpoint that is already on the disk, with its digest."""
+    card = dataclasses.replace(card, sha256=sha256(weights))
+    text = json.dumps(dataclasses.asdict(card), indent=2, ensure_ascii=False) + "\n"
+    write_text(Path(weights).with_suffix(".json"), text)
