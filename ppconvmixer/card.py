@@ -56,7 +56,9 @@ def read(weights: PathLike) -> Card:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cannot read the card {path}: {error}; mend it or move it away") from error
     if card.sha256 is not None and Path(weights).is_file() and card.sha256 != sha256(weights):
-        logger.warning("the card %s was written for another file; its input and class names are used all the same", path)
+        logger.warning(
+            "the card %s was written for another file; its input and class names are used all the same", path
+        )
     return dataclasses.replace(card, classes=tuple(card.classes) if card.classes else None)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import mmap
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import safetensors
@@ -47,13 +48,15 @@ def read(path: PathLike) -> State:
             if not head:
                 raise UserError(f"{path} is empty; fetch it again")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                state = _reader(head)(path, content)
+                state = _reader(head, content.size())(path, content)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except UserError as error:
         if str(path) in str(error):
             raise
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error
+    except Exception as error:  # parsers of damaged files fail in more ways than can be listed
+        raise UserError(f"cannot read the checkpoint {path}: it is damaged ({error})") from error
     return _weights(path, state)
 
 
@@ -91,16 +94,16 @@ def write(path: PathLike, state: Mapping[str, np.ndarray], metadata: Optional[Ma
         raise UserError(f"cannot write {path}: name a file ending in .pdparams or .safetensors")
 
 
-def _reader(head: bytes) -> Callable[[Path, mmap.mmap], Any]:
-    """Choose the reader by the first bytes of the file."""
+def _reader(head: bytes, size: int) -> Callable[[Path, mmap.mmap], Any]:
+    """Choose the reader by the first bytes and the size of the file."""
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:  # the length of a header of JSON
+        return _read_safetensors
     if head.startswith(b"PK\x03\x04"):
         return lambda path, _: _torch_state(*torch_file.read_zip(path))
     if head.startswith(torch_file.LEGACY_PREFIX):
         return lambda _, content: _torch_state(*torch_file.read_legacy(content))
     if head[:1] == b"\x80":
         return _read_paddle
-    if head[8:9] == b"{":
-        return _read_safetensors
     raise UserError("neither Paddle's, torch's nor a safetensors file")
 
 
@@ -168,5 +171,7 @@ def _weights(path: Path, state: State) -> State:
     state = {name: value for name, value in state.items() if not name.endswith(".num_batches_tracked")}
     for name, value in state.items():
         if value.dtype.kind != "f":
-            raise UserError(f"cannot read the checkpoint {path}: the entry {name!r} is {value.dtype}, not floating-point")
+            raise UserError(
+                f"cannot read the checkpoint {path}: the entry {name!r} is {value.dtype}, not floating-point"
+            )
     return state

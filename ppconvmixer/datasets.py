@@ -12,8 +12,9 @@ import functools
 import io
 import re
 import tarfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Callable, Iterable, Optional, Sequence, Union
+from typing import Callable, Optional, Union
 
 import numpy as np
 
@@ -56,8 +57,9 @@ class Pictures:
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))
         if wrong.size:
             raise UserError(
-                f"{self.names[wrong[0]]} has the label {self.labels[wrong[0]]}, but the model has {num_classes} classes "
-                f"(labels 0 to {num_classes - 1}); {wrong.size} of {len(self)} labels are outside"
+                f"{self.names[wrong[0]]} has the label {self.labels[wrong[0]]}, "
+                f"but the model has {num_classes} classes (labels 0 to {num_classes - 1}); "
+                f"{wrong.size} of {len(self)} labels are outside"
             )
 
 
@@ -166,7 +168,9 @@ def open_source(path: PathLike) -> Source:
 
 
 def from_list(source: Source, list_file: PathLike) -> Pictures:
-    """Read pictures named by a list, one ``path label`` a line; a tab or a comma may stand between, paths may have blanks.
+    """Read pictures named by a list, one ``path label`` a line.
+
+    A tab or a comma may stand between them, and paths may have blanks.
 
     Raises:
         UserError: the list cannot be read, a line is not of that form, or none of its pictures is in ``source``.
@@ -177,7 +181,9 @@ def from_list(source: Source, list_file: PathLike) -> Pictures:
             continue
         match = re.fullmatch(r"\s*(.+?)\s*[\s,]\s*(\d{1,9})\s*", line)
         if not match:
-            raise UserError(f"{list_file}, line {number}: want 'path label' with a whole number as label, got {line.strip()[:80]!r}")
+            raise UserError(
+                f"{list_file}, line {number}: want 'path label' with a whole number as label, got {line.strip()[:80]!r}"
+            )
         names.append(match[1])
         labels.append(int(match[2]))
     return _located(source, names, labels, None, list_file)
@@ -273,7 +279,7 @@ def digits() -> Pictures:
 
 
 def hold_out(pictures: Pictures, fraction: float, seed: int) -> tuple[Pictures, Pictures]:
-    """Split into the rest and ``fraction`` of every class, drawn by ``seed``; at least one picture a class on each side."""
+    """Split into the rest and ``fraction`` of every class, drawn by ``seed``; no class is left out on either side."""
     rng = np.random.default_rng(seed)
     held: list[int] = []
     for label in np.unique(pictures.labels):

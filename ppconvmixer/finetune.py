@@ -16,7 +16,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from . import card, datasets, distributed, recipe as recipes, zoo
+from . import card, datasets, distributed, zoo
+from . import recipe as recipes
 from .datasets import Pictures
 from .errors import UserError
 from .files import sha256, write_text
@@ -93,7 +94,9 @@ def finetune(recipe: Recipe, folder: Path, resume: bool = False, overwrite: bool
             log.close()
 
 
-def _train(recipe: Recipe, folder: Path, resume: bool, train: Pictures, val: Pictures, num_classes: int) -> dict[str, Any]:
+def _train(
+    recipe: Recipe, folder: Path, resume: bool, train: Pictures, val: Pictures, num_classes: int
+) -> dict[str, Any]:
     import paddle
 
     from . import callbacks as c
@@ -108,13 +111,17 @@ def _train(recipe: Recipe, folder: Path, resume: bool, train: Pictures, val: Pic
     model = paddle.Model(network)
     model.prepare(
         create_optimizer(recipe, network, len(data)),
-        paddle.nn.CrossEntropyLoss(**({"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {})),
+        paddle.nn.CrossEntropyLoss(
+            **({"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {})
+        ),
         paddle.metric.Accuracy(name="top1"),
         amp_configs=amp,
     )
     state = c.load_state(folder / "state.safetensors", model) if resume else c.RunState()
     data.epoch = state.epochs
-    facts = card.Card(recipe.model.name, dataclasses.asdict(spec), train.classes, facts={"recipe": dataclasses.asdict(recipe)})
+    facts = card.Card(
+        recipe.model.name, dataclasses.asdict(spec), train.classes, facts={"recipe": dataclasses.asdict(recipe)}
+    )
     steps = [
         c.Count(state),
         c.Evaluate(state, Samples(val, eval_transform(spec), spec.size), recipe, amp),
@@ -182,7 +189,7 @@ def _prepare(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> Non
         return
     if present and not overwrite:
         raise UserError(
-            f"{folder} already holds a run; choose another --output, go on with --resume, or replace it with --overwrite"
+            f"{folder} already holds a run; choose another --output, go on with --resume or replace it with --overwrite"
         )
     for name in present:
         path = folder / name

@@ -8,7 +8,8 @@ Paddle says ``_mean``, ``_variance`` and keeps it as (in, out).
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator, Mapping, Optional
+from collections.abc import Iterator, Mapping
+from typing import Optional
 
 import numpy as np
 
@@ -73,7 +74,9 @@ def to_ours(state: State) -> Translation:
     names = _match(state, layout, framework)
     if not any(ours.startswith("stem.0.") for ours in names.values()):
         first = ", ".join(list(state)[:3]) or "none"
-        raise UserError(f"this is no ConvMixer checkpoint: its names begin with {first}; known layouts: {', '.join(LAYOUTS)}")
+        raise UserError(
+            f"this is no ConvMixer checkpoint: its names begin with {first}; known layouts: {', '.join(LAYOUTS)}"
+        )
     ours = {ours: _transposed(ours, state[theirs], framework) for theirs, ours in names.items()}
     return Translation(ours, layout, framework, names, tuple(n for n in state if n not in names))
 

@@ -7,7 +7,8 @@ raises, so a sample that cannot be read arrives marked, and the consumer decides
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
 
 import numpy as np
 from PIL import Image
@@ -40,7 +41,12 @@ class Samples:
     """
 
     def __init__(
-        self, pictures: Pictures, transform: Callable[..., np.ndarray], size: int, backend: str = "pil", seed: Any = None
+        self,
+        pictures: Pictures,
+        transform: Callable[..., np.ndarray],
+        size: int,
+        backend: str = "pil",
+        seed: Any = None,
     ):
         self.pictures, self.transform, self.size, self.backend, self.seed = pictures, transform, size, backend, seed
 
@@ -102,7 +108,9 @@ class TrainBatches:
         self.samples, self.batch_size, self.workers, self.epoch = samples, batch_size, workers, epoch
         self.global_batch = batch_size * distributed.WORLD
         if distributed.WORLD > 1 and len(samples) < self.global_batch:
-            raise UserError(f"{len(samples)} pictures do not fill a batch of {self.global_batch} over {distributed.WORLD} processes")
+            raise UserError(
+                f"{len(samples)} pictures do not fill a batch of {self.global_batch} over {distributed.WORLD} processes"
+            )
 
     def __len__(self) -> int:
         return max(len(self.samples) // self.global_batch, 1)

@@ -112,5 +112,6 @@ def _uniform(fan_in: int) -> dict[str, paddle.ParamAttr]:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias: the draw the published networks started from."""
     bound = 1 / math.sqrt(fan_in)
     return {
-        name: paddle.ParamAttr(initializer=nn.initializer.Uniform(-bound, bound)) for name in ("weight_attr", "bias_attr")
+        name: paddle.ParamAttr(initializer=nn.initializer.Uniform(-bound, bound))
+        for name in ("weight_attr", "bias_attr")
     }

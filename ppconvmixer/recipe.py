@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Union
+from typing import Any, Optional, Union
 
 import yaml
 
@@ -148,7 +149,11 @@ class Recipe:
             ("optimizer.weight_decay", 0 <= self.optimizer.weight_decay < math.inf, "at least 0"),
             ("optimizer.epsilon", 0 < self.optimizer.epsilon < math.inf, "a number above 0"),
             ("optimizer.clip_norm", (self.optimizer.clip_norm or 1) > 0, "a number above 0, or null"),
-            ("schedule.warmup_epochs", 0 <= self.schedule.warmup_epochs <= self.train.epochs, "between 0 and train.epochs"),
+            (
+                "schedule.warmup_epochs",
+                0 <= self.schedule.warmup_epochs <= self.train.epochs,
+                "between 0 and train.epochs",
+            ),
             ("model.drop_rate", 0 <= self.model.drop_rate < 1, "a number in [0, 1)"),
             ("data.workers", self.data.workers >= 0, "at least 0"),
             ("data.val_fraction", 0 < (self.data.val_fraction or 0.5) < 1, "a number between 0 and 1"),
@@ -165,7 +170,13 @@ class Recipe:
     def _check_data(self) -> None:
         """Every data set has the keys it needs and none that would do nothing."""
         data = self.data
-        needs = {"digits": (), "cifar10": ("path",), "folder": ("path",), "list": ("path", "train"), "csv": ("path", "train")}
+        needs = {
+            "digits": (),
+            "cifar10": ("path",),
+            "folder": ("path",),
+            "list": ("path", "train"),
+            "csv": ("path", "train"),
+        }
         for key in needs[data.dataset]:
             if getattr(data, key) is None:
                 raise UserError(f"data.{key} is missing; the data set {data.dataset} needs it (-o data.{key}=...)")

@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import pickletools
 import re
-from typing import Any, BinaryIO, Callable, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Callable, Optional
 
 import numpy as np
 

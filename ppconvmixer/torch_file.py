@@ -6,8 +6,9 @@ import dataclasses
 import io
 import mmap
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable
 
 import numpy as np
 
@@ -108,7 +109,7 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
     "torch.Size": lambda items=(): tuple(items),
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    **{name: safe_pickle.Opaque for name in _STORAGES},
+    **dict.fromkeys(_STORAGES, safe_pickle.Opaque),
 }
 
 
@@ -186,4 +187,3 @@ def read_legacy(stream: mmap.mmap) -> tuple[Any, Callable[[str], np.ndarray]]:
             raise UserError("the file is cut off")
         spans[key] = np.frombuffer(raw, np.uint8)
     return tree, spans.__getitem__
-

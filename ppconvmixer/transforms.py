@@ -32,7 +32,12 @@ def decode(data: bytes, backend: str = "pil") -> Picture:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if backend == "cv2" and image.format == "JPEG" and image.mode in ("L", "RGB") and data.endswith(b"\xff\xd9"):
+            if (
+                backend == "cv2"
+                and image.format == "JPEG"
+                and image.mode in ("L", "RGB")
+                and data.endswith(b"\xff\xd9")
+            ):
                 return _decode_cv2(data)
             rgb = image.convert("RGB")
     except UserError:
@@ -110,7 +115,9 @@ class Augment:
             if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1]):
                 raise UserError(f"augment.{name} is {list(pair)}; want two numbers above 0, the smaller first")
         if self.crop_scale is not None and self.crop_scale[1] > 1:
-            raise UserError(f"augment.crop_scale reaches {self.crop_scale[1]}; a crop is at most the whole picture, 1.0")
+            raise UserError(
+                f"augment.crop_scale reaches {self.crop_scale[1]}; a crop is at most the whole picture, 1.0"
+            )
         if self.crop_scale is None and tuple(self.crop_ratio) != (1.0, 1.0):
             raise UserError("augment.crop_ratio has no effect without augment.crop_scale; set both or neither")
         for name in ("hflip", "color_jitter"):
@@ -187,6 +194,8 @@ def _import_cv2():
     try:
         import cv2
     except ImportError as error:
-        raise UserError(f"the backend cv2 needs OpenCV ({error}); pip install opencv-python, or use --backend pil") from error
+        raise UserError(
+            f"the backend cv2 needs OpenCV ({error}); pip install opencv-python, or use --backend pil"
+        ) from error
     cv2.setNumThreads(1)  # the data workers are the parallelism
     return cv2

@@ -7,8 +7,9 @@ import fnmatch
 import functools
 import json
 import logging
+from collections.abc import Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 import numpy as np
 
@@ -39,13 +40,18 @@ class InputSpec:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        try:
+            for name in ("mean", "std"):
+                object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+            sizes = type(self.size) is int and self.size > 0 and 0 < self.crop_pct <= 1
+            colours = len(self.mean) == len(self.std) == 3 and min(self.std) > 0
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the input {self} makes no sense: {error}") from error
         if self.interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
-        if not (isinstance(self.size, int) and self.size > 0 and 0 < self.crop_pct <= 1):
-            raise UserError(f"an input of size {self.size!r} with crop_pct {self.crop_pct!r}; want a size of 1 or more, crop in (0, 1]")
-        if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
+            raise unknown("interpolation", str(self.interpolation), INTERPOLATIONS)
+        if not sizes:
+            raise UserError(f"the input has size {self.size}, crop_pct {self.crop_pct}; want 1 or more, and (0, 1]")
+        if not colours:
             raise UserError("mean and std of the input want three numbers each, std above 0")
 
 
@@ -101,7 +107,7 @@ ALIASES: Mapping[str, str] = {  # the names of the official files, and a short o
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def manifest() -> dict[str, Any]:
     """Return what is published, by model name: accuracies with their source, and the files."""
     return json.loads(resources.files(__package__).joinpath("manifest.json").read_text("utf-8"))
@@ -197,7 +203,9 @@ class LoadReport:
         for what in ("renamed", "reinitialized", "missing", "left_out"):
             entries = list(getattr(self, what))
             if entries:
-                parts.append(f"{len(entries)} {what.replace('_', ' ')}" + ("" if what == "renamed" else f" ({_some(entries)})"))
+                parts.append(
+                    f"{len(entries)} {what.replace('_', ' ')}" + ("" if what == "renamed" else f" ({_some(entries)})")
+                )
         return ", ".join(parts)
 
 
@@ -214,11 +222,19 @@ def load_weights(model: ConvMixer, path: PathLike, strict: bool = True, reset_he
     Raises:
         UserError: unreadable, no ConvMixer, or, with ``strict``, not this one. The model is then untouched.
     """
+    return fill(model, translate(path), path, strict, reset_head)
+
+
+def translate(path: PathLike) -> layouts.Translation:
+    """Read a checkpoint in any layout under our names.
+
+    Raises:
+        UserError: unreadable, or no ConvMixer.
+    """
     try:
-        found = layouts.to_ours(checkpoint.read(path))
+        return layouts.to_ours(checkpoint.read(path))
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
-    return fill(model, found, path, strict, reset_head)
 
 
 def fill(
@@ -242,7 +258,9 @@ def fill(
             "the head of %s is for %s classes; this model's head for %s is freshly initialised",
             *(path, layouts.classes(found.state), model.num_classes),
         )
-    model.set_state_dict({n: np.ascontiguousarray(found.state[n], dtype=np.float32) for n in loaded} | _rest(wanted, loaded))
+    model.set_state_dict(
+        {n: np.ascontiguousarray(found.state[n], dtype=np.float32) for n in loaded} | _rest(wanted, loaded)
+    )
     renamed = {theirs[n]: n for n in loaded if theirs[n] != n}
     return LoadReport(found.layout, loaded, renamed, reset, missing, left_out)
 
@@ -252,7 +270,9 @@ def _rest(wanted: Mapping[str, Any], loaded: list[str]) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name not in loaded}
 
 
-def _misfit(model: ConvMixer, found: layouts.Translation, path: PathLike, missing: list[str], left_out: list[str]) -> str:
+def _misfit(
+    model: ConvMixer, found: layouts.Translation, path: PathLike, missing: list[str], left_out: list[str]
+) -> str:
     ours = layouts.describe({name: np.broadcast_to(0, value.shape) for name, value in model.state_dict().items()})
     theirs = layouts.describe(found.state)
     message = f"{path} holds {theirs}; the model is {ours}; missing: {_some(missing)}; not used: {_some(left_out)}"

@@ -1,0 +1,351 @@
+"""The command ``ppconvmixer``: the one place that parses arguments, prints and exits."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Optional
+
+from . import __version__, card, checkpoint, distributed, layouts, zoo
+from .engines import ENGINES, create_engine
+from .errors import UserError
+from .files import atomic_write, sha256, write_text
+from .trained import Trained
+
+logger = logging.getLogger("ppconvmixer")
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    _configure_output()
+    try:
+        options.run(options)
+        return 0
+    except UserError as error:
+        print(f"ppconvmixer: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ppconvmixer: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `ppconvmixer models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line instead of argparse's usage and line."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ppconvmixer", description="The PaddlePaddle home of ConvMixer.")
+    parser.add_argument("--version", action="version", version=f"ppconvmixer {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    command = _command(commands, _models, "models", "list the models of the zoo")
+    command.add_argument("pattern", nargs="?", default="*", help="names to list, with shell wildcards")
+    command.add_argument("--pretrained", action="store_true", help="only those with published weights")
+
+    command = _command(commands, _eval, "eval", "measure accuracy and loss of a checkpoint on labelled pictures")
+    _add_network(command)
+    command.add_argument("--data", metavar="DIR|TAR", help="folder or tar archive of the pictures, read in place")
+    command.add_argument("--list", metavar="FILE", help="lines 'path label'; without it, DATA has one folder a class")
+    command.add_argument("-c", "--config", metavar="RECIPE", help="evaluate on the validation part of a recipe instead")
+    command.add_argument("--batch-size", type=_positive, default=32, metavar="N")
+    command.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that read pictures")
+    command.add_argument("--limit", type=_natural, default=0, metavar="N", help="only the first N pictures")
+    command.add_argument(
+        "--skip-broken", action="store_true", help="leave out pictures that cannot be read, and count them"
+    )
+    command.add_argument("--output", metavar="result.json", help="write the figures as JSON")
+    command.add_argument("--predictions", metavar="out.csv", help="write the five most likely classes of every picture")
+    command.add_argument("--logits", metavar="out.npy", help="write the logits, float32 (samples, classes)")
+
+    command = _command(commands, _finetune, "finetune", "train a recipe, from scratch or from a checkpoint")
+    command.add_argument(
+        "-c", "--config", metavar="RECIPE", required=True, help="a YAML file, or the name of a shipped one"
+    )
+    command.add_argument(
+        *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="change a setting, such as train.epochs=3",
+    )  # fmt: skip
+    command.add_argument("--output", metavar="DIR", help="the run folder (default: runs/NAME-OF-THE-RECIPE)")
+    command.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run there")
+    command.add_argument("--overwrite", action="store_true", help="replace the run there")
+
+    command = _command(commands, _predict, "predict", "classify pictures")
+    _add_network(command)
+    command.add_argument("images", nargs="+", metavar="IMAGE")
+
+    command = _command(commands, _convert, "convert", "write a checkpoint in another layout or kind of file")
+    command.add_argument("source", metavar="SRC", help="a checkpoint of any layout and kind")
+    command.add_argument(
+        "target", metavar="DST", help="a .pdparams file (Paddle's form) or a .safetensors one (torch's form)"
+    )
+    command.add_argument("--model", metavar="NAME", help="check that the checkpoint fits this model")
+    command.add_argument(
+        "--layout", choices=tuple(layouts.LAYOUTS), default=layouts.OURS, help="names to write (default: timm)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
+    return parser
+
+
+def _command(commands: Any, run: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_network(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", metavar="NAME", help="a model of the zoo (default: what the checkpoint's card says)"
+    )
+    command.add_argument("--weights", metavar="FILE", required=True, help="a checkpoint in any layout")
+    command.add_argument(
+        "--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's card)"
+    )
+    command.add_argument(
+        "--backend", choices=("pil", "cv2"), default="pil", help="decode and resize with Pillow (exact) or OpenCV"
+    )
+    command.add_argument("--engine", choices=tuple(ENGINES), default="auto", help="what runs the network")
+
+
+def _positive(text: str) -> int:
+    number = _natural(text)
+    if not number:
+        raise argparse.ArgumentTypeError("want 1 or more")
+    return number
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"want a whole number, got {text!r}")
+    return int(text)
+
+
+def _configure_output() -> None:
+    """Messages go to stderr as they are, from the first process only; Paddle's remarks on itself stay away."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if distributed.RANK else logging.INFO)
+    warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+
+
+def _print(text: str) -> None:
+    if not distributed.RANK:
+        print(text)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def _models(options: argparse.Namespace) -> None:
+    names = zoo.list_models(options.pattern, options.pretrained)
+    if not names:
+        raise UserError(f"no model matches {options.pattern!r}; ppconvmixer models lists all")
+    _print(f"{'model':27}{'input':>6}{'params':>9}{'GMACs':>8}  {'published ImageNet top-1 / top-5'}")
+    for name in names:
+        variant, known = zoo.VARIANTS[name], zoo.manifest().get(name)
+        published = f"{100 * known['top1']:.2f} % / {100 * known['top5']:.2f} %" if known else "-"
+        _print(
+            f"{name:27}{variant.input.size:6}{variant.parameters() / 1e6:8.2f}M{variant.macs() / 1e9:8.2f}  {published}"
+        )
+
+
+# --- eval -----------------------------------------------------------------------------------------
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from .evaluate import evaluate
+    from .loader import Samples
+    from .transforms import eval_transform
+
+    outputs = [path for path in (options.output, options.predictions, options.logits) if path]
+    _check_outputs(outputs, [options.weights, options.data, options.list, options.config, options.classes])
+    network = _trained(options)
+    pictures = _pictures(options, network)
+    distributed.start()
+    engine = create_engine(options.engine, network.create())
+    samples = Samples(pictures, eval_transform(network.input, options.backend), network.input.size, options.backend)
+    found = evaluate(
+        *(engine, samples, options.batch_size, options.workers, options.limit, options.skip_broken),
+        keep_logits=bool(options.logits),
+    )
+    metrics = found.metrics()
+    if distributed.RANK:
+        return
+    result = {
+        "model": network.name,
+        "weights": {"path": str(options.weights), "sha256": sha256(options.weights)},
+        "engine": engine.name,
+        **metrics,
+        "backend": options.backend,
+        "input": dataclasses.asdict(network.input),
+        "data": {"path": options.data, "list": options.list, "recipe": options.config},
+        "version": __version__,
+    }
+    if options.output:
+        write_text(options.output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    if options.predictions:
+        write_text(options.predictions, _predictions(found, pictures.names))
+    if options.logits:
+        import numpy as np
+
+        with atomic_write(options.logits) as stream:
+            np.save(stream, found.logits)
+    if metrics["k"] < 5:
+        logger.info("the model has %d classes, so top-5 is top-%d", engine.num_classes, metrics["k"])
+    _print(
+        f"{network.name}: {metrics['samples']} pictures, {metrics['skipped']} skipped; "
+        f"top-1 {100 * metrics['top1']:.2f} %, top-{metrics['k']} {100 * metrics['top5']:.2f} %, "
+        f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.1f} img/s"
+    )
+
+
+def _trained(options: argparse.Namespace) -> Trained:
+    return Trained(options.weights, options.model, options.classes)
+
+
+def _pictures(options: argparse.Namespace, network: Trained) -> Any:
+    from . import datasets, recipe
+    from .finetune import open_data
+
+    if options.config:
+        if options.data or options.list:
+            raise UserError("give either --data or -c, not both")
+        return open_data(recipe.load(options.config))[1]
+    if not options.data:
+        raise UserError("--data is missing: the folder or tar archive of the pictures (or -c, a recipe)")
+    source = datasets.open_source(options.data)
+    if options.list:
+        return datasets.from_list(source, options.list)
+    pictures = datasets.from_folders(source, classes=network.classes)
+    if len(pictures.classes) != network.num_classes:
+        raise UserError(
+            f"{options.data} has {len(pictures.classes)} class folders, the model {network.num_classes} classes; "
+            "name the folders in the order of the model's classes with --classes FILE, or the pictures with --list FILE"
+        )
+    return pictures
+
+
+def _predictions(found: Any, names: Sequence[str]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    places = range(1, found.k + 1)
+    rows.writerow(["path", "label", *(f"class_{i}" for i in places), *(f"probability_{i}" for i in places)])
+    for index, label, classes, probabilities in zip(found.indices, found.labels, found.classes, found.probabilities):
+        rows.writerow([names[index], label, *classes, *(f"{p:.6f}" for p in probabilities)])
+    return text.getvalue()
+
+
+def _check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> None:
+    """Find out before the work, not after it, that a result cannot be written or would replace an input."""
+    taken = {Path(path).resolve(): path for path in inputs if path}
+    for output in outputs:
+        path = Path(output).resolve()
+        if path in taken:
+            raise UserError(f"{output} is an input of this command; write to another file")
+        taken[path] = output
+        folder = next(parent for parent in path.parents if parent.exists())
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"cannot write {output}; name a file in a folder you may write to")
+
+
+# --- finetune -------------------------------------------------------------------------------------
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from . import recipe as recipes
+    from .finetune import finetune
+
+    if options.resume and options.overwrite:
+        raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    recipe = recipes.load(options.config, options.override)
+    folder = Path(options.output or Path("runs") / Path(options.config).stem)
+    _print(f"curves: visualdl --logdir {folder / 'visualdl'} --port 8040   then open http://127.0.0.1:8040")
+    try:
+        result = finetune(recipe, folder, options.resume, options.overwrite)
+    except KeyboardInterrupt:
+        if (folder / "state.safetensors").exists():
+            logger.info("the checkpoint of the last whole epoch is in %s; add --resume to the command to go on", folder)
+        else:
+            logger.info("no epoch was complete, so there is no checkpoint to go on from")
+        raise
+    _print(
+        f"best epoch {result['best_epoch']}: top-1 {100 * result['top1']:.2f} %, loss {result['loss']:.4f} "
+        f"on {result['samples']} pictures; weights: {result['weights']['path']}"
+    )
+
+
+# --- predict --------------------------------------------------------------------------------------
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .evaluate import top_k
+    from .transforms import decode, eval_transform
+
+    network = _trained(options)
+    transform = eval_transform(network.input, options.backend)
+    engine = create_engine(options.engine, network.create())
+    broken = []
+    for path in options.images:
+        try:
+            image = transform(decode(Path(path).read_bytes(), options.backend))
+        except (UserError, OSError) as error:
+            broken.append(f"  {path}: {getattr(error, 'strerror', None) or error}")
+            continue
+        classes, probabilities = top_k(engine(image[np.newaxis]))
+        print(path)
+        for number, probability in zip(classes[0], probabilities[0]):
+            print(f"  {100 * probability:6.2f} %  {network.classes[number] if network.classes else f'class {number}'}")
+    if broken:
+        raise UserError(f"{len(broken)} of {len(options.images)} pictures cannot be read:\n" + "\n".join(broken))
+
+
+# --- convert --------------------------------------------------------------------------------------
+
+
+def _convert(options: argparse.Namespace) -> None:
+    target = Path(options.target)
+    frameworks = {".pdparams": "paddle", ".safetensors": "torch"}
+    if target.suffix not in frameworks:
+        raise UserError(f"cannot write {target}: name a file ending in {' or '.join(frameworks)}")
+    _check_outputs([options.target], [options.source])
+    if target.exists() and not options.overwrite:
+        raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
+    translation = zoo.translate(options.source)
+    if translation.left_out:
+        raise UserError(
+            f"{options.source} has entries that are no part of a ConvMixer: {', '.join(translation.left_out[:3])}"
+        )
+    if options.model:
+        channels = translation.state["stem.0.weight"].shape[1]
+        classes = layouts.classes(translation.state) or 0
+        zoo.fill(zoo.create_model(options.model, num_classes=classes, in_chans=channels), translation, options.source)
+    framework = frameworks[target.suffix]
+    state = layouts.from_ours(translation.state, options.layout, framework)
+    checkpoint.write(target, state, {"format": "pt"})
+    found = card.read(options.source)
+    if found != card.Card():
+        card.write(target, found)
+    _print(
+        f"{options.source} ({translation.layout}, {translation.framework}) -> "
+        f"{target} ({options.layout}, {framework}): "
+        f"{layouts.describe(translation.state)}, {len(state)} entries"
+    )

@@ -1,0 +1,58 @@
+"""A trained network: what the name, the checkpoint and its card together say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+from . import card, layouts, zoo
+from .datasets import read_classes
+from .errors import UserError
+from .files import PathLike
+
+if TYPE_CHECKING:
+    from .model import ConvMixer
+
+
+class Trained:
+    """A checkpoint of a classifier of RGB pictures, read and checked; ``create`` makes the network.
+
+    Args:
+        weights: a checkpoint in any layout.
+        model: name in the zoo; None takes the card's.
+        classes: file with the names of the classes; None takes the card's.
+
+    Raises:
+        UserError: unreadable, or name, checkpoint, card and classes contradict each other.
+    """
+
+    def __init__(self, weights: PathLike, model: Optional[str] = None, classes: Optional[PathLike] = None):
+        self.path = weights
+        self.translation = zoo.translate(weights)
+        facts = card.read(weights)
+        name = model or facts.model
+        if name is None:
+            raise UserError(f"--model is missing, and {weights} has no card that names the model")
+        self.name = zoo.canonical(name)
+        if facts.model and zoo.canonical(facts.model) != self.name:
+            raise UserError(f"{weights} is a {facts.model} by its card, not a {self.name}")
+        self.input = zoo.input_spec(self.name, **facts.input)
+        self.num_classes = layouts.classes(self.translation.state) or 0
+        self.classes = read_classes(classes) if classes else facts.classes
+        if not self.num_classes:
+            raise UserError(f"{weights} has no head; it gives features, not classes")
+        if self.classes and len(self.classes) != self.num_classes:
+            names = classes or f"the card of {weights}"
+            raise UserError(f"{names} has {len(self.classes)} classes, but the head of {weights} {self.num_classes}")
+        channels = self.translation.state["stem.0.weight"].shape[1]
+        if channels != 3:
+            raise UserError(f"{weights} takes {channels} channels; pictures have 3")
+
+    def create(self) -> ConvMixer:
+        """Return the network, filled.
+
+        Raises:
+            UserError: the checkpoint is of another network.
+        """
+        model = zoo.create_model(self.name, num_classes=self.num_classes)
+        zoo.fill(model, self.translation, self.path)
+        return model

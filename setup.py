@@ -1,0 +1,45 @@
+"""The package; settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ppconvmixer/__init__.py").read_text("utf-8"))[1]
+
+setup(
+    name="ppconvmixer",
+    version=VERSION,
+    description="The PaddlePaddle home of ConvMixer: evaluate, fine-tune, look at the curves",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    # The recipes and the small checkpoints stand beside the package in a clone and inside it when installed.
+    packages=["ppconvmixer", "ppconvmixer.configs", "ppconvmixer.weights"],
+    package_dir={"ppconvmixer.configs": "configs", "ppconvmixer.weights": "weights"},
+    package_data={
+        "ppconvmixer": ["manifest.json"],
+        "ppconvmixer.configs": ["*.yaml"],
+        "ppconvmixer.weights": ["*.pdparams", "*.json", "*.md"],
+    },
+    entry_points={"console_scripts": ["ppconvmixer = ppconvmixer.cli:main"]},
+    install_requires=[
+        "numpy>=1.24,<2.4",  # Paddle 3.3 cannot turn tensors of shape [1] into numbers under NumPy 2.4
+        "opencv-python>=4.8",
+        "pillow>=9.4",
+        "pyyaml>=6.0",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.3",  # the digits
+        "tqdm>=4.60",
+        "visualdl>=2.5.3",
+    ],
+    extras_require={
+        # Exactly one of these two: both provide the module paddle.
+        "cpu": ["paddlepaddle>=2.6.2"],
+        "gpu": ["paddlepaddle-gpu>=2.6.2"],
+        "deploy": [],
+        "dev": ["pytest>=8", "ruff>=0.6"],
+    },
+)

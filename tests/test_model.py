@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import paddle
+import pytest
+
+from ppconvmixer import ConvMixer, UserError
+
+
+def numpy_convmixer(state, x, kernel, patch, depth, act):
+    """ConvMixer in float64, written from the formula of the paper, as a reference."""
+    s = {name: np.asarray(value, np.float64) for name, value in state.items()}
+
+    def activate(v):
+        return np.maximum(v, 0) if act == "relu" else v * 0.5 * (1 + np.vectorize(math.erf)(v / math.sqrt(2)))
+
+    def norm(v, name):
+        mean, var, weight, bias = (
+            s[f"{name}.{leaf}"][:, None, None] for leaf in ("_mean", "_variance", "weight", "bias")
+        )
+        return (v - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+    def bias(name):
+        return s[f"{name}.bias"][:, None, None]
+
+    n, _, height, width = x.shape
+    rows, columns = height // patch, width // patch
+    patches = x[:, :, : rows * patch, : columns * patch].reshape(n, -1, rows, patch, columns, patch)
+    v = np.einsum("ncrpsq,dcpq->ndrs", patches, s["stem.0.weight"]) + bias("stem.0")
+    v = norm(activate(v), "stem.2")
+    before = (kernel - 1) // 2
+    for i in range(depth):
+        padded = np.pad(v, ((0, 0), (0, 0), *[(before, kernel - 1 - before)] * 2))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(2, 3))
+        weight = s[f"blocks.{i}.0.fn.0.weight"][:, 0]
+        mixed = np.einsum("ncrspq,cpq->ncrs", windows, weight) + bias(f"blocks.{i}.0.fn.0")
+        v = norm(activate(mixed), f"blocks.{i}.0.fn.2") + v
+        v = np.einsum("ncrs,dc->ndrs", v, s[f"blocks.{i}.1.weight"][:, :, 0, 0]) + bias(f"blocks.{i}.1")
+        v = norm(activate(v), f"blocks.{i}.3")
+    return v.mean(axis=(2, 3)) @ s["head.weight"] + s["head.bias"]
+
+
+def randomised(**kwargs):
+    paddle.seed(1)
+    model = ConvMixer(**kwargs)
+    rng = np.random.default_rng(0)
+    for name, value in model.state_dict().items():
+        noise = rng.standard_normal(tuple(value.shape)).astype(np.float32)
+        if name.endswith(("_mean", "_variance", ".2.weight", ".3.weight")):
+            value.set_value(np.exp(0.3 * noise) if name.endswith(("_variance", "weight")) else 0.1 * noise)
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize("kernel", [3, 4, 5, 9])
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_forward_is_the_papers_formula(kernel, act):
+    model = randomised(dim=8, depth=2, kernel_size=kernel, patch_size=3, in_chans=2, num_classes=5, act=act)
+    x = np.random.default_rng(1).standard_normal((2, 2, 20, 17)).astype(np.float32)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    expected = numpy_convmixer(state, x.astype(np.float64), kernel, 3, 2, act)
+    found = model(paddle.to_tensor(x)).numpy()
+    # float32 keeps 7 digits; a few dozen roundings along the depth cost one or two of them
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_names_are_timms():
+    names = set(ConvMixer(4, 1, num_classes=2).state_dict())
+    block = [f"blocks.0.{part}" for part in ("0.fn.0", "0.fn.2", "1", "3")]
+    leaves = {f"{m}.{leaf}" for m in ["stem.0", "stem.2", *block, "head"] for leaf in ("weight", "bias")}
+    norms = {f"{m}.{leaf}" for m in ("stem.2", block[1], block[3]) for leaf in ("_mean", "_variance")}
+    assert names == leaves | norms
+
+
+def test_pieces_make_the_whole():
+    model = randomised(dim=8, depth=1, num_classes=4)
+    x = paddle.randn([2, 3, 30, 29])
+    features = model.forward_features(x)
+    assert features.shape == [2, 8, 4, 4]
+    pooled = model.forward_head(features, pre_logits=True)
+    np.testing.assert_allclose(pooled.numpy(), features.numpy().mean((2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(model.forward_head(features).numpy(), model(x).numpy())
+
+
+def test_reset_classifier_changes_the_head_alone():
+    model = randomised(dim=8, depth=1, num_classes=4)
+    before = {name: value.numpy() for name, value in model.state_dict().items() if not name.startswith("head")}
+    model.reset_classifier(7)
+    assert model.num_classes == 7
+    assert model(paddle.randn([1, 3, 14, 14])).shape == [1, 7]
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
+    model.reset_classifier(0)
+    assert model(paddle.randn([1, 3, 14, 14])).shape == [1, 8]
+    assert not any(name.startswith("head") for name in model.state_dict())
+
+
+def test_no_classes_means_features():
+    model = ConvMixer(8, 1, num_classes=0)
+    model.eval()
+    x = paddle.randn([2, 3, 21, 21])
+    np.testing.assert_array_equal(
+        model(x).numpy(), model.forward_head(model.forward_features(x), pre_logits=True).numpy()
+    )
+
+
+@pytest.mark.parametrize("shape", [[1, 3, 6, 30], [1, 3, 30, 6], [1, 1, 30, 30]])
+def test_an_input_without_room_or_with_other_channels_is_named(shape):
+    with pytest.raises(UserError, match="takes 3 channels and at least 7 x 7"):
+        ConvMixer(4, 1)(paddle.randn(shape))
+
+
+def test_unknown_activation_gets_the_nearest():
+    with pytest.raises(UserError, match="did you mean gelu"):
+        ConvMixer(4, 1, act="gleu")
+
+
+def test_initial_weights_are_drawn_as_the_official_ones():
+    paddle.seed(0)
+    model = ConvMixer(64, 1, kernel_size=9, patch_size=7)
+    for name, fan_in in {"stem.0": 147, "blocks.0.0.fn.0": 81, "blocks.0.1": 64, "head": 64}.items():
+        for leaf in ("weight", "bias"):
+            values = model.state_dict()[f"{name}.{leaf}"].numpy()
+            bound = 1 / math.sqrt(fan_in)
+            assert np.abs(values).max() <= bound
+            # The standard deviation of U(-b, b) is b / sqrt(3); 64 draws know it to 10 % within three sigma.
+            assert values.std() == pytest.approx(bound / math.sqrt(3), rel=0.2)
+
+
+def test_dropout_acts_in_training_only():
+    model = ConvMixer(32, 1, num_classes=0, drop_rate=0.5)
+    x = paddle.randn([2, 3, 14, 14])
+    model.eval()
+    assert (model(x).numpy() != 0).all()
+    model.train()
+    assert 0.2 < (model(x).numpy() == 0).mean() < 0.8
