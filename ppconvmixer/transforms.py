@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
-from typing import Callable, Union
+from typing import Any, Callable, Union
 
 import numpy as np
 from PIL import Image, ImageEnhance, UnidentifiedImageError
@@ -54,7 +55,7 @@ def _reason(error: Exception) -> str:
 
 
 def _decode_cv2(data: bytes) -> np.ndarray:
-    cv2 = _import_cv2()
+    cv2 = _cv2()
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
         raise UserError("OpenCV cannot decode it")
@@ -73,6 +74,8 @@ def eval_crop(spec: InputSpec, backend: str = "pil") -> Callable[[Picture], np.n
     resize = {"pil": _resize_pil, "cv2": _resize_cv2}.get(backend)
     if resize is None:
         raise unknown("backend", backend, BACKENDS)
+    if backend == "cv2":
+        _cv2()
 
     def crop(picture: Picture) -> np.ndarray:
         width, height = _size(picture)
@@ -185,17 +188,21 @@ def _resize_pil(picture: Picture, shape: tuple[int, int], interpolation: str) ->
 
 
 def _resize_cv2(picture: Picture, shape: tuple[int, int], interpolation: str) -> np.ndarray:
-    cv2 = _import_cv2()
+    cv2 = _cv2()
     name = {"nearest": "NEAREST", "bilinear": "LINEAR", "bicubic": "CUBIC", "lanczos": "LANCZOS4"}[interpolation]
     return cv2.resize(np.asarray(picture), shape, interpolation=getattr(cv2, f"INTER_{name}"))
 
 
-def _import_cv2():
+@functools.cache
+def _cv2() -> Any:
+    """Import OpenCV with one thread; the data workers are the parallelism.
+
+    It must first happen before workers are forked, which is why making the transform calls it: a
+    child that sets the number of threads waits for ever for the threads of its parent's pool.
+    """
     try:
         import cv2
     except ImportError as error:
-        raise UserError(
-            f"the backend cv2 needs OpenCV ({error}); pip install opencv-python, or use --backend pil"
-        ) from error
-    cv2.setNumThreads(1)  # the data workers are the parallelism
+        raise UserError(f"the backend cv2 needs OpenCV ({error}); pip install opencv-python, or use --backend pil") from error
+    cv2.setNumThreads(1)
     return cv2

@@ -39,7 +39,7 @@ def class_folders(tmp_path_factory) -> Path:
             folder = root / part / name
             folder.mkdir(parents=True)
             for i in range(count):
-                picture(100 * label + i + (50 if part == "val" else 0)).save(folder / f"{name} {i}.png")
+                picture(100 * label + i + (50 if part == "val" else 0), 52, 44).save(folder / f"{name} {i}.png")
     return root
 
 

@@ -1,0 +1,244 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, random_state, write_layout
+from PIL import Image
+
+from ppconvmixer import checkpoint, layouts
+from ppconvmixer.cli import main
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def failure(capsys, *arguments):
+    """Run a command that must fail as a user's mistake does: code 2, and one message on stderr."""
+    try:
+        code = run(*arguments)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2 and captured.out == ""
+    assert "Traceback" not in captured.err and "error: " in captured.err
+    return captured.err.strip().splitlines()[-1] if captured.err.count("error") == 1 else captured.err
+
+
+def test_help_is_quick_and_light():
+    code = "import sys; from ppconvmixer.cli import main\ntry: main(['--help'])\nfinally: assert 'paddle' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "finetune" in done.stdout
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "ppconvmixer", "--help"], check=True, capture_output=True, cwd=ROOT)
+        seconds.append(time.perf_counter() - start)
+    print("ppconvmixer --help:", [f"{s:.2f} s" for s in seconds])  # seen, not judged: machines differ
+
+
+def test_models(capsys):
+    assert run("models", "*_32") == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert line[:4] == ["convmixer_768_32", "224", "21.11M", "20.68"] and line[4] == "80.16"
+    assert "no model matches" in failure(capsys, "models", "vit*")
+
+
+def evaluate(tmp_path, tiny_weights, class_folders, *more):
+    return run("eval", "--weights", tiny_weights, "--data", class_folders / "val", "--output", tmp_path / "result.json", *more)
+
+
+def test_eval_writes_what_the_contract_says(tmp_path, tiny_weights, class_folders, capsys):
+    more = ("--model", "convmixer_tiny", "--predictions", tmp_path / "out.csv", "--logits", tmp_path / "out.npy")
+    assert evaluate(tmp_path, tiny_weights, class_folders, *more, "--batch-size", 5, "--workers", 1) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["model"] == "convmixer_tiny" and result["engine"] == "dygraph"
+    assert result["weights"]["path"] == str(tiny_weights) and len(result["weights"]["sha256"]) == 64
+    assert result["samples"] == 12 and result["skipped"] == 0 and result["k"] == 3
+    logits = np.load(tmp_path / "out.npy")
+    assert logits.dtype == np.float32 and logits.shape == (12, 3)
+    labels = np.repeat([0, 1, 2], 4)
+    assert result["top1"] == np.mean(logits.argmax(1) == labels)
+    rows = (tmp_path / "out.csv").read_text().splitlines()
+    assert rows[0] == "path,label,class_1,class_2,class_3,probability_1,probability_2,probability_3"
+    assert rows[5].startswith(f"dog/dog 0.png,1,{logits[4].argmax()},")
+    captured = capsys.readouterr()
+    assert "top-5 is top-3" in captured.err and "top-3 100.00 %" in captured.out
+
+
+def test_eval_of_a_list_equals_eval_of_folders(tmp_path, tiny_weights, class_folders):
+    evaluate(tmp_path, tiny_weights, class_folders)
+    folders = json.loads((tmp_path / "result.json").read_text())
+    names = [(f"{name}/{name} {i}.png", k) for k, name in enumerate(("cat", "dog", "owl")) for i in range(4)]
+    (tmp_path / "list.txt").write_text("".join(f"{name}\t{label}\n" for name, label in names))
+    evaluate(tmp_path, tiny_weights, class_folders, "--list", tmp_path / "list.txt", "--workers", 0)
+    listed = json.loads((tmp_path / "result.json").read_text())
+    assert {k: listed[k] for k in ("top1", "loss", "samples")} == {k: folders[k] for k in ("top1", "loss", "samples")}
+
+
+def test_eval_with_either_backend(tmp_path, tiny_weights, class_folders):
+    logits = []
+    for backend in ("pil", "cv2"):
+        evaluate(tmp_path, tiny_weights, class_folders, "--backend", backend, "--logits", tmp_path / "l.npy")
+        logits.append(np.load(tmp_path / "l.npy"))
+        assert json.loads((tmp_path / "result.json").read_text())["backend"] == backend
+    assert 0 < np.abs(logits[0] - logits[1]).max() < 0.5 * np.abs(logits[0]).max()
+
+
+def test_mistakes_of_eval(tmp_path, tiny_weights, class_folders, capsys):
+    good = ("eval", "--weights", tiny_weights, "--data", class_folders / "val")
+    (tmp_path / "list.txt").write_text("cat/cat 0.png 3\n")
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    bare = write_layout(tmp_path / "bare.pdparams", random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=3))
+    for arguments, message in [
+        (("eval", "--data", "x"), "--weights"),
+        (("eval", "--weights", tmp_path / "no.pdparams", "--data", "x"), "No such file"),
+        (("eval", "--weights", tiny_weights), "--data is missing"),
+        (("eval", "--weights", tiny_weights, "--data", tmp_path / "nowhere"), "nothing at"),
+        ((*good, "--model", "convmixer_tini"), "did you mean convmixer_tiny"),
+        ((*good, "--model", "convmixer_768_32"), "is a convmixer_tiny by its card"),
+        (("eval", "--weights", bare, "--data", "x"), "--model is missing"),
+        ((*("eval", "--weights", bare, "--model", "convmixer_256_8"), *good[3:]), "the model is ConvMixer-256/8"),
+        ((*good, "--list", tmp_path / "list.txt"), "has the label 3, but the model has 3 classes"),
+        ((*good, "--list", tmp_path / "no.txt"), "no.txt"),
+        ((*good, "--classes", tmp_path / "two.txt"), "2 classes, but the head"),
+        ((*good, "--engine", "warp"), "--engine"),
+        ((*good, "--batch-size", "0"), "--batch-size"),
+        ((*good, "--limit", "-3"), "--limit"),
+        ((*good, "--output", tiny_weights), "is an input of this command"),
+        ((*good, "--output", tmp_path), "cannot write"),
+        ((*good, "-c", "digits"), "either --data or -c"),
+    ]:
+        assert message in failure(capsys, *arguments), message
+
+
+def test_a_class_folder_of_another_name_or_number(tmp_path, class_folders, tiny_weights, capsys):
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "cat/a.png")
+    assert run("eval", "--weights", tiny_weights, "--data", tmp_path) == 0  # the card's names give the label
+    capsys.readouterr()
+    bare = write_layout(tmp_path / "bare.pdparams", random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=3))
+    message = failure(capsys, "eval", "--weights", bare, "--model", "convmixer_tiny", "--data", tmp_path)
+    assert "has 1 class folders, the model 3 classes" in message
+
+
+def test_broken_pictures_in_eval(tmp_path, tiny_weights, class_folders, capsys):
+    good = (class_folders / "val/cat/cat 0.png").read_bytes()
+    (tmp_path / "p/cat").mkdir(parents=True)
+    for i in range(6):
+        (tmp_path / f"p/cat/{i}.png").write_bytes(good[:90] if i in (1, 4) else good)
+    arguments = ("eval", "--weights", tiny_weights, "--data", tmp_path / "p", "--output", tmp_path / "r.json")
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "2 of 6 pictures cannot be read" in error and "cat/1.png" in error and "cat/4.png" in error
+    assert not (tmp_path / "r.json").exists()
+    assert run(*arguments, "--skip-broken") == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["samples"], result["skipped"]) == (4, 2)
+
+
+def test_predict_names_classes_and_broken_pictures(tmp_path, tiny_weights, class_folders, capsys):
+    (tmp_path / "bad.png").write_bytes(b"no")
+    picture = class_folders / "val/owl/owl 0.png"
+    assert run("predict", "--weights", tiny_weights, tmp_path / "bad.png", picture, tmp_path / "gone.png") == 2
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0] == str(picture) and {line.split()[-1] for line in lines[1:]} == {"cat", "dog", "owl"}
+    assert sum(float(line.split()[0]) for line in lines[1:]) == pytest.approx(100, abs=0.02)
+    assert "2 of 3 pictures cannot be read" in captured.err and "gone.png: No such file" in captured.err
+    (tmp_path / "names.txt").write_text("Katze\nHund\nEule\n", "utf-8")
+    assert run("predict", "--weights", tiny_weights, "--classes", tmp_path / "names.txt", picture) == 0
+    assert "Eule" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
+def test_convert_through_every_layout_and_back(tmp_path, suffix, capsys):
+    state = random_state(dim=6, depth=3, kernel_size=3, patch_size=2, num_classes=4)
+    start = current = write_layout(tmp_path / "0.pdparams", state)
+    for i, layout in enumerate([*layouts.LAYOUTS, "timm"]):
+        target = tmp_path / f"{i + 1}{suffix if i % 2 else '.safetensors'}"
+        assert run("convert", current, target, "--layout", layout) == 0
+        assert layouts.to_ours(checkpoint.read(target)).layout == layout
+        current = target
+    assert run("convert", current, tmp_path / "end.pdparams") == 0
+    assert (tmp_path / "end.pdparams").read_bytes() == start.read_bytes()
+    assert "ConvMixer-6/3" in capsys.readouterr().out
+
+
+def test_mistakes_of_convert(tmp_path, tiny_weights, capsys):
+    assert "ending in" in failure(capsys, "convert", tiny_weights, tmp_path / "x.pth")
+    assert "input of this command" in failure(capsys, "convert", tiny_weights, tiny_weights)
+    (tmp_path / "x.pdparams").write_text("mine")
+    assert "exists" in failure(capsys, "convert", tiny_weights, tmp_path / "x.pdparams")
+    assert (tmp_path / "x.pdparams").read_text() == "mine"
+    wrong = failure(capsys, "convert", tiny_weights, tmp_path / "y.pdparams", "--model", "convmixer_256_8")
+    assert "the model is ConvMixer-256/8" in wrong and not (tmp_path / "y.pdparams").exists()
+    assert "--layout" in failure(capsys, "convert", tiny_weights, tmp_path / "y.pdparams", "--layout", "keras")
+
+
+def test_convert_takes_the_card_along(tmp_path, tiny_weights, class_folders, capsys):
+    assert run("convert", tiny_weights, tmp_path / "t.safetensors", "--layout", "mmpretrain") == 0
+    assert run("predict", "--weights", tmp_path / "t.safetensors", class_folders / "val/cat/cat 0.png") == 0
+    assert "cat" in capsys.readouterr().out
+
+
+def test_finetune_then_eval_then_predict(tmp_path, class_folders, capsys):
+    settings = [
+        *("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"),
+        *("data.val_fraction=null", "data.workers=0"),
+    ]
+    command = ("finetune", "-c", "digits", "-o", *settings, "-o", "train.epochs=2", "train.batch_size=8")
+    assert run(*command, "--output", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert f"visualdl --logdir {tmp_path / 'run/visualdl'}" in out and "best epoch" in out
+    best = tmp_path / "run/best.pdparams"
+    assert run("eval", "-c", tmp_path / "run/recipe.yaml", "--weights", best, "--output", tmp_path / "r.json") == 0
+    trained, evaluated = (json.loads(p.read_text()) for p in (tmp_path / "run/result.json", tmp_path / "r.json"))
+    for key in ("top1", "loss", "samples"):
+        assert evaluated[key] == trained[key]
+    capsys.readouterr()
+    assert run("predict", "--weights", best, class_folders / "val/dog/dog 1.png") == 0
+    assert "dog" in capsys.readouterr().out
+    assert "already holds a run" in failure(capsys, *command, "--output", tmp_path / "run")[-400:]
+    assert "one of them" in failure(capsys, *command, "--resume", "--overwrite")
+
+
+def test_mistakes_of_finetune(tmp_path, capsys):
+    assert "no recipe nothing.yaml" in failure(capsys, "finetune", "-c", "nothing.yaml")
+    assert "did you mean train.epochs" in failure(capsys, "finetune", "-c", "digits", "-o", "train.epoch=1")
+    message = failure(capsys, "finetune", "-c", "cifar10_tiny", "-o", "data.path=/nowhere", "--output", tmp_path / "r")
+    assert "nothing at /nowhere" in message or "nothing at /nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_keeps_the_last_epoch_and_says_how_to_go_on(tmp_path, class_folders, workers):
+    settings = ["data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val",
+                "data.val_fraction=null", f"data.workers={workers}", "train.epochs=1000", "train.batch_size=8"]  # fmt: skip
+    command = [sys.executable, ROOT / "tools/finetune.py", "-c", "digits", "-o", *settings, "--output", tmp_path / "run"]
+    process = subprocess.Popen(
+        [str(c) for c in command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "add --resume to the command to go on" in error and "Traceback" not in error
+    assert len(checkpoint.read(tmp_path / "run/last.pdparams")) == 55
+
+
+def test_the_tools_are_the_commands(tmp_path):
+    """They work from a clone that is not installed, in any folder."""
+    for name in ("eval", "finetune", "predict", "convert"):
+        done = subprocess.run(
+            [sys.executable, ROOT / f"tools/{name}.py", "--help"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0 and done.stdout.startswith(f"usage: ppconvmixer {name}")

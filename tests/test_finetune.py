@@ -1,0 +1,220 @@
+import dataclasses
+import json
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, random_state, write_layout
+
+from ppconvmixer import UserError, card, checkpoint, finetune, recipe, zoo
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def small(class_folders, *overrides):
+    """A run of two epochs on the class folders, seconds long."""
+    own = [
+        *("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"),
+        *("data.val_fraction=null", "train.epochs=2", "train.batch_size=8", "data.workers=0"),
+    ]
+    return recipe.load("digits", [*own, *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(class_folders, tmp_path_factory):
+    """The folder and the result of a whole small run."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return folder, finetune.finetune(small(class_folders), folder)
+
+
+def test_a_run_folder_holds_what_it_should(finished, class_folders):
+    folder, result = finished
+    assert sorted(p.name for p in folder.iterdir()) == sorted(finetune.RUN_FILES)
+    assert recipe.load(folder / "recipe.yaml") == small(class_folders)
+    assert json.loads((folder / "result.json").read_text()) == result
+    keys = {"model", "weights", "engine", "samples", "skipped", "top1", "top5", "loss", "images_per_second"}
+    assert keys <= set(result) and result["samples"] == 12 and result["epochs"] == 2
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["paddle"] == paddle.__version__ and environment["seed"] == 0
+    assert "epoch 2/2: train loss" in (folder / "log.txt").read_text()
+
+
+def test_the_card_says_what_prediction_needs(finished):
+    folder, result = finished
+    found = card.read(folder / "best.pdparams")
+    assert found.model == "convmixer_tiny" and found.classes == ("cat", "dog", "owl")
+    assert found.input["size"] == 32 and found.facts["top1"] == result["top1"]
+    assert found.sha256 == result["weights"]["sha256"]
+
+
+def test_the_weights_load_anywhere(finished):
+    model = zoo.create_model("convmixer_tiny", pretrained=finished[0] / "best.pdparams", num_classes=3)
+    other = zoo.create_model("convmixer_tiny", num_classes=3)
+    other.set_state_dict(paddle.load(str(finished[0] / "best.pdparams")))  # Paddle's own way, on our own file
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), other.state_dict()[name].numpy())
+
+
+def test_a_second_run_leaves_the_first_alone(finished, class_folders):
+    folder, _ = finished
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    with pytest.raises(UserError, match="already holds a run"):
+        finetune.finetune(small(class_folders), folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(class_folders, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "best.pdparams").write_text("old")
+    finetune.finetune(small(class_folders, "train.epochs=1"), tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert len(checkpoint.read(tmp_path / "best.pdparams")) == 55
+
+
+def states(folder):
+    return checkpoint.read(folder / "state.safetensors")
+
+
+def interrupt_after(monkeypatch, epochs):
+    from ppconvmixer import callbacks
+
+    original = callbacks.Tell.on_epoch_end
+
+    def stop(self, epoch, logs=None):
+        original(self, epoch, logs)
+        if self.state.epochs == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(callbacks.Tell, "on_epoch_end", stop)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(class_folders, tmp_path, monkeypatch, optimizer):
+    ours = small(
+        class_folders, "train.epochs=3", f"optimizer.name={optimizer}", "model.drop_rate=0.2", "augment.hflip=0.5"
+    )
+    finetune.finetune(ours, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        finetune.finetune(ours, tmp_path / "broken")
+    paddle.nn.Linear(2, 2)  # shifts Paddle's automatic names, as another program would
+    result = finetune.finetune(dataclasses.replace(ours, data=dataclasses.replace(ours.data, workers=2)),
+                               tmp_path / "broken", resume=True)  # fmt: skip
+    whole, broken = states(tmp_path / "whole"), states(tmp_path / "broken")
+    assert set(whole) == set(broken) and any(name.startswith("optimizer/") for name in whole)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(broken[name], value, err_msg=name)
+    expected = json.loads((tmp_path / "whole/result.json").read_text())
+    for key in ("top1", "loss", "best_epoch", "samples"):
+        assert result[key] == expected[key]
+
+
+def test_resuming_a_complete_run_changes_nothing(finished, class_folders):
+    folder, result = finished
+    before = (folder / "last.pdparams").read_bytes()
+    again = finetune.finetune(small(class_folders), folder, resume=True)
+    assert (folder / "last.pdparams").read_bytes() == before
+    assert {k: again[k] for k in ("top1", "loss", "best_epoch")} == {k: result[k] for k in ("top1", "loss", "best_epoch")}
+
+
+def test_resume_refuses_another_recipe_and_an_empty_folder(finished, class_folders, tmp_path):
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.02 -> 0.5"):
+        finetune.finetune(small(class_folders, "optimizer.lr=0.5"), finished[0], resume=True)
+    with pytest.raises(UserError, match="nothing to resume"):
+        finetune.finetune(small(class_folders), tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_early_stopping(class_folders, tmp_path):
+    ours = small(class_folders, "train.epochs=30", "train.patience=2", "optimizer.lr=1e-12", "schedule.name=constant")
+    finetune.finetune(ours, tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["best_epoch"] + 2 < 30
+    assert "stopping" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(class_folders, tmp_path, monkeypatch):
+    from ppconvmixer import callbacks
+
+    original = callbacks.Tell.on_epoch_end
+
+    def poison(self, epoch, logs=None):
+        original(self, epoch, logs)
+        self.model.network.head.bias.set_value(np.full(3, np.nan, np.float32))
+
+    monkeypatch.setattr(callbacks.Tell, "on_epoch_end", poison)
+    with pytest.raises(UserError, match="the loss is nan in epoch 2, step 1"):
+        finetune.finetune(small(class_folders), tmp_path / "run")
+    assert all(np.isfinite(v).all() for v in checkpoint.read(tmp_path / "run/last.pdparams").values())
+
+
+def test_the_head_of_a_checkpoint_stays_only_for_the_same_classes(class_folders, tmp_path, caplog):
+    state = random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=3)
+    for classes, kept in ((None, True), (("cat", "dog", "owl"), True), (("a", "b", "c"), False)):
+        path = write_layout(tmp_path / "w.pdparams", state)
+        card.write(path, card.Card("convmixer_tiny", classes=classes))
+        network = finetune._network(small(class_folders, f"model.weights={path}"), ("cat", "dog", "owl"), 3)
+        np.testing.assert_array_equal(network.stem[0].weight.numpy(), state["stem.0.weight"])
+        assert np.array_equal(network.head.weight.numpy(), state["head.weight"]) == kept
+    network = finetune._network(small(class_folders, f"model.weights={path}"), ("x", "y"), 2)
+    assert network.num_classes == 2
+
+
+@pytest.mark.parametrize("kind", ["list", "csv"])
+def test_tables_as_data(class_folders, tmp_path, kind):
+    for part, count in (("train", 8), ("val", 4)):
+        rows = [(f"{part}/{name}/{name} {i}.png", name, k) for k, name in enumerate(("cat", "dog", "owl")) for i in range(count)]
+        if kind == "list":
+            text = "".join(f"{path} {number}\n" for path, _, number in rows)
+        else:
+            text = "path,label\n" + "".join(f"{path},{name}\n" for path, name, _ in rows)
+        (tmp_path / part).write_text(text)
+    ours = small(class_folders, f"data.dataset={kind}", f"data.train={tmp_path / 'train'}", f"data.val={tmp_path / 'val'}")
+    result = finetune.finetune(dataclasses.replace(ours, train=dataclasses.replace(ours.train, epochs=1)), tmp_path / "run")
+    assert result["samples"] == 12
+    classes = card.read(tmp_path / "run/best.pdparams").classes
+    assert classes == (("cat", "dog", "owl") if kind == "csv" else None)
+
+
+def test_amp_without_a_gpu_is_said(class_folders, tmp_path, caplog):
+    if paddle.get_device() != "cpu":
+        pytest.skip("there is a GPU")
+    with caplog.at_level("WARNING", logger="ppconvmixer"):
+        finetune.finetune(small(class_folders, "train.amp=O1", "train.epochs=1"), tmp_path / "run")
+    assert "needs a GPU; this run trains in float32" in caplog.text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_step_of_every_shipped_recipe(path, class_folders, tmp_path):
+    """The recipe as it is, but for the pictures, their number, and the published weights (random ones here)."""
+    ours = recipe.load(path)
+    overrides = ["train.epochs=1", "train.batch_size=24", "data.workers=0", "schedule.warmup_epochs=0"]
+    if ours.input_spec().size > 32:
+        overrides.append("input.size=56")
+    if ours.data.dataset != "digits":
+        overrides += ["data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"]
+        overrides += ["data.val_fraction=null"]
+    if ours.model.weights:
+        variant = zoo.VARIANTS[ours.model.name]
+        shape = {key: getattr(variant, key) for key in ("dim", "depth", "kernel_size", "patch_size")}
+        weights = write_layout(tmp_path / "w.pdparams", random_state(**shape, num_classes=1000), "paddle-toolbox")
+        overrides.append(f"model.weights={weights}")
+    result = finetune.finetune(recipe.load(path, overrides), tmp_path / "run")
+    assert np.isfinite(result["loss"])
+    assert states(tmp_path / "run")["model/stem.2._mean"].any()
+
+
+def test_contact_sheet(class_folders):
+    ours = small(class_folders)
+    train, _ = finetune.open_data(ours)
+    spec = ours.input_spec()
+    samples = finetune.Samples(train, finetune.train_transform(spec, recipe.Augment()), 32, seed=0)
+    sheet = finetune._sheet(samples, spec)
+    assert sheet.shape == (4 * 32, 8 * 32, 3) and sheet.dtype == np.uint8
+    from PIL import Image
+
+    from ppconvmixer.transforms import eval_crop
+
+    first = eval_crop(spec)(Image.open(class_folders / train.names[0]).convert("RGB"))
+    np.testing.assert_array_equal(sheet[:32, :32], first)
+    assert (sheet[3 * 32 :] == 255).all()  # 24 pictures fill three rows

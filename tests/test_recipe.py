@@ -1,0 +1,92 @@
+import dataclasses
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from ppconvmixer import UserError, recipe
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_recipe_loads_and_comes_back_from_yaml(path, tmp_path):
+    loaded = recipe.load(path)
+    (tmp_path / "copy.yaml").write_text(loaded.to_yaml())
+    assert recipe.load(tmp_path / "copy.yaml") == loaded
+    assert recipe.differences(loaded, recipe.load(tmp_path / "copy.yaml")) == []
+    first, second, *_ = path.read_text().splitlines()
+    assert first.startswith(f"# ppconvmixer finetune -c configs/{path.name}") and second.startswith("# Cost:")
+
+
+def test_a_shipped_recipe_goes_by_its_name():
+    assert recipe.load("digits") == recipe.load("configs/digits.yaml") == recipe.load(ROOT / "configs/digits.yaml")
+    with pytest.raises(UserError, match="no recipe digit; give a YAML file, or one that comes with the package:.*digits"):
+        recipe.load("digit")
+
+
+def test_overrides():
+    changed = recipe.load("digits", ["train.epochs=3", "optimizer.lr=1e-3", "augment.crop_scale=null",
+                                     "augment.crop_ratio=[1, 1]", "input.size=16", "model.weights=a b.pdparams"])  # fmt: skip
+    assert changed.train.epochs == 3 and changed.optimizer.lr == 1e-3 and changed.augment.crop_scale is None
+    assert changed.input_spec().size == 16 and changed.model.weights == "a b.pdparams"
+    assert recipe.differences(recipe.load("digits"), changed)[-1] == "train.epochs: 10 -> 3"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "unknown key 'train.epoch'; did you mean train.epochs"),
+        ("trian.epochs=3", "unknown key 'trian'; did you mean train"),
+        ("train.epochs=three", "train.epochs is 'three'; want a whole number"),
+        ("train.epochs=1.5", "train.epochs is 1.5; want a whole number"),
+        ("train.epochs=true", "train.epochs is True; want a whole number"),
+        ("train.epochs=0", "train.epochs is 0; want at least 1"),
+        ("train.epochs", "not of the form key.sub=value"),
+        ("train.epochs=[", "is no YAML"),
+        ("optimizer.name=adamv", "did you mean adam"),
+        ("optimizer.lr=nan", "optimizer.lr is nan; want a number"),
+        ("optimizer.lr=.inf", "optimizer.lr is inf"),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm is 0.0"),
+        ("schedule.name=linear", "unknown schedule.name 'linear'"),
+        ("schedule.warmup_epochs=1", "no effect on onecycle"),
+        ("model.name=convmixer_tny", "did you mean convmixer_tiny"),
+        ("model=3", "model is 3; want keys and values"),
+        ("model.name.x=3", "model.name.x cannot be set"),
+        ("data.path=/x", "data.path has no effect on the data set digits"),
+        ("data.val_fraction=null", "give either data.val or data.val_fraction"),
+        ("data.val_fraction=1", "data.val_fraction is 1.0"),
+        ("data.val_fraction=0", "data.val_fraction is 0.0"),
+        ("data.dataset=folder", "data.path is missing"),
+        ("augment.crop_scale=[1]", "augment.crop_scale is \\[1\\]; want a list of 2 numbers"),
+        ("augment.crop_scale=null", "augment.crop_ratio has no effect without"),
+        ("input.sise=3", "unknown key of the input 'sise'; did you mean size"),
+        ("train.seed=-1", "train.seed is -1"),
+        ("train.amp=O3", "unknown train.amp 'O3'"),
+    ],
+)
+def test_every_mistake_is_named(override, message):
+    with pytest.raises(UserError, match=message) as error:
+        recipe.load("digits", [override])
+    assert "digits.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "model: !!python/object:os.system {}", "\tx"])
+def test_files_that_are_no_recipe(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match="r.yaml") as error:
+        recipe.load(tmp_path / "r.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    tree = yaml.safe_load((ROOT / "configs/digits.yaml").read_text())
+    del tree["optimizer"]["lr"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="optimizer.lr is missing"):
+        recipe.load(tmp_path / "r.yaml")
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.load("digits").train.epochs = 5
