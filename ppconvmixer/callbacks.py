@@ -47,13 +47,17 @@ class RunState:
 
 
 class Count(paddle.callbacks.Callback):
-    """Counts steps, epochs and seconds, averages the loss of the epoch, and stops at a loss that is no number."""
+    """Counts steps, epochs and seconds, averages the loss of the epoch, and stops at a loss that is no number.
 
-    def __init__(self, state: RunState):
+    It also seeds Paddle (dropout) by the epoch, so that a resumed run draws what an unbroken one draws.
+    """
+
+    def __init__(self, state: RunState, seed: int):
         super().__init__()
-        self.state = state
+        self.state, self.seed = state, seed
 
     def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
+        paddle.seed(self.seed + self.state.epochs)
         self.losses: list[float] = []
         self.images = 0
         self.started = time.monotonic()

@@ -276,7 +276,6 @@ def _finetune(options: argparse.Namespace) -> None:
         raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
     recipe = recipes.load(options.config, options.override)
     folder = Path(options.output or Path("runs") / Path(options.config).stem)
-    _print(f"curves: visualdl --logdir {folder / 'visualdl'} --port 8040   then open http://127.0.0.1:8040")
     try:
         result = finetune(recipe, folder, options.resume, options.overwrite)
     except KeyboardInterrupt:

@@ -86,6 +86,7 @@ def finetune(recipe: Recipe, folder: Path, resume: bool = False, overwrite: bool
     if log:
         log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.addHandler(log)
+    logger.info("curves: visualdl --logdir %s --port 8040   then open http://127.0.0.1:8040", folder / "visualdl")
     try:
         return _train(recipe, folder, resume, train, val, num_classes)
     finally:
@@ -123,7 +124,7 @@ def _train(
         recipe.model.name, dataclasses.asdict(spec), train.classes, facts={"recipe": dataclasses.asdict(recipe)}
     )
     steps = [
-        c.Count(state),
+        c.Count(state, settings.seed),
         c.Evaluate(state, Samples(val, eval_transform(spec), spec.size), recipe, amp),
         c.EarlyStopping(state, settings.patience),
         c.VisualDL(state, folder / "visualdl", recipe, _sheet(samples, spec)),
@@ -134,7 +135,6 @@ def _train(
     if settings.patience and state.epochs and state.epochs - state.best_epoch >= settings.patience:
         left = 0
     if left > 0:
-        paddle.seed(settings.seed + state.epochs)
         model.fit(data, epochs=left, callbacks=steps, verbose=0, shuffle=False)
     else:
         logger.info("the run in %s is complete; nothing is left to do", folder)

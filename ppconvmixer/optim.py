@@ -53,10 +53,10 @@ def create_optimizer(recipe: Recipe, network: Any, steps_per_epoch: int) -> Any:
             apply_decay_param_fun=decayed.__contains__,
             **common,
         )
-    groups = [
-        {"params": [p for p in network.parameters() if p.name in decayed], "weight_decay": settings.weight_decay},
-        {"params": [p for p in network.parameters() if p.name not in decayed], "weight_decay": 0.0},
-    ]
+    for parameter in network.parameters():
+        if parameter.name not in decayed:  # parameter groups would say it better, but paddle.Model refuses them
+            parameter.regularizer = paddle.regularizer.L2Decay(0.0)
+    common.update(parameters=network.parameters(), weight_decay=settings.weight_decay or None)
     if settings.name == "adam":
-        return paddle.optimizer.Adam(parameters=groups, epsilon=settings.epsilon, **common)
-    return paddle.optimizer.Momentum(parameters=groups, momentum=0.9, **common)
+        return paddle.optimizer.Adam(epsilon=settings.epsilon, **common)
+    return paddle.optimizer.Momentum(momentum=0.9, **common)

@@ -148,7 +148,11 @@ class Recipe:
             ("optimizer.lr", 0 < self.optimizer.lr < math.inf, "a number above 0"),
             ("optimizer.weight_decay", 0 <= self.optimizer.weight_decay < math.inf, "at least 0"),
             ("optimizer.epsilon", 0 < self.optimizer.epsilon < math.inf, "a number above 0"),
-            ("optimizer.clip_norm", self.optimizer.clip_norm is None or self.optimizer.clip_norm > 0, "a number above 0, or null"),
+            (
+                "optimizer.clip_norm",
+                self.optimizer.clip_norm is None or self.optimizer.clip_norm > 0,
+                "a number above 0, or null",
+            ),
             (
                 "schedule.warmup_epochs",
                 0 <= self.schedule.warmup_epochs <= self.train.epochs,
@@ -156,7 +160,11 @@ class Recipe:
             ),
             ("model.drop_rate", 0 <= self.model.drop_rate < 1, "a number in [0, 1)"),
             ("data.workers", self.data.workers >= 0, "at least 0"),
-            ("data.val_fraction", self.data.val_fraction is None or 0 < self.data.val_fraction < 1, "a number between 0 and 1"),
+            (
+                "data.val_fraction",
+                self.data.val_fraction is None or 0 < self.data.val_fraction < 1,
+                "a number between 0 and 1",
+            ),
         ):
             if not fine:
                 group, name = key.split(".")

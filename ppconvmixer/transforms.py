@@ -203,6 +203,8 @@ def _cv2() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise UserError(f"the backend cv2 needs OpenCV ({error}); pip install opencv-python, or use --backend pil") from error
+        raise UserError(
+            f"the backend cv2 needs OpenCV ({error}); pip install opencv-python, or use --backend pil"
+        ) from error
     cv2.setNumThreads(1)
     return cv2

@@ -157,7 +157,7 @@ def test_a_cut_off_or_changed_file_never_passes_for_another(tmp_path, file):
             assert_same(found, expected)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04rest", b"\x80\x04", b"\x08\0\0\0\0\0\0\0{\"a\":1}!"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04rest", b"\x80\x04", b'\x08\0\0\0\0\0\0\0{"a":1}!'])
 def test_other_files_are_refused_in_one_line(tmp_path, content):
     path = tmp_path / "w.bin"
     path.write_bytes(content)

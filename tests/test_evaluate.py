@@ -85,7 +85,9 @@ def test_broken_pictures_stop_or_are_counted(class_folders, tmp_path):
     with pytest.raises(UserError, match="(?s)2 of 9.*2.png.*7.png"):
         evaluate.evaluate(Brightness(3), broken, 2, 0)
     found = evaluate.evaluate(Brightness(3), broken, 2, 0, skip_broken=True)
-    assert found.metrics()["samples"] == 7 and found.skipped == (2, 7) and found.indices.tolist() == [0, 1, 3, 4, 5, 6, 8]
+    assert (
+        found.metrics()["samples"] == 7 and found.skipped == (2, 7) and found.indices.tolist() == [0, 1, 3, 4, 5, 6, 8]
+    )
     assert found.labels.tolist() == [0, 1, 0, 1, 2, 0, 2]
     nothing = Samples(pictures.subset([2, 7]), eval_transform(SPEC), 16)
     with pytest.raises(UserError, match="none of the 2 pictures can be read"):

@@ -68,7 +68,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(class_folders, tmp_path):
     (tmp_path / "best.pdparams").write_text("old")
     finetune.finetune(small(class_folders, "train.epochs=1"), tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert len(checkpoint.read(tmp_path / "best.pdparams")) == 55
+    assert len(checkpoint.read(tmp_path / "best.pdparams")) == 56
 
 
 def states(folder):
@@ -114,7 +114,9 @@ def test_resuming_a_complete_run_changes_nothing(finished, class_folders):
     before = (folder / "last.pdparams").read_bytes()
     again = finetune.finetune(small(class_folders), folder, resume=True)
     assert (folder / "last.pdparams").read_bytes() == before
-    assert {k: again[k] for k in ("top1", "loss", "best_epoch")} == {k: result[k] for k in ("top1", "loss", "best_epoch")}
+    assert {k: again[k] for k in ("top1", "loss", "best_epoch")} == {
+        k: result[k] for k in ("top1", "loss", "best_epoch")
+    }
 
 
 def test_resume_refuses_another_recipe_and_an_empty_folder(finished, class_folders, tmp_path):
@@ -163,14 +165,22 @@ def test_the_head_of_a_checkpoint_stays_only_for_the_same_classes(class_folders,
 @pytest.mark.parametrize("kind", ["list", "csv"])
 def test_tables_as_data(class_folders, tmp_path, kind):
     for part, count in (("train", 8), ("val", 4)):
-        rows = [(f"{part}/{name}/{name} {i}.png", name, k) for k, name in enumerate(("cat", "dog", "owl")) for i in range(count)]
+        rows = [
+            (f"{part}/{name}/{name} {i}.png", name, k)
+            for k, name in enumerate(("cat", "dog", "owl"))
+            for i in range(count)
+        ]
         if kind == "list":
             text = "".join(f"{path} {number}\n" for path, _, number in rows)
         else:
             text = "path,label\n" + "".join(f"{path},{name}\n" for path, name, _ in rows)
         (tmp_path / part).write_text(text)
-    ours = small(class_folders, f"data.dataset={kind}", f"data.train={tmp_path / 'train'}", f"data.val={tmp_path / 'val'}")
-    result = finetune.finetune(dataclasses.replace(ours, train=dataclasses.replace(ours.train, epochs=1)), tmp_path / "run")
+    ours = small(
+        class_folders, f"data.dataset={kind}", f"data.train={tmp_path / 'train'}", f"data.val={tmp_path / 'val'}"
+    )
+    result = finetune.finetune(
+        dataclasses.replace(ours, train=dataclasses.replace(ours.train, epochs=1)), tmp_path / "run"
+    )
     assert result["samples"] == 12
     classes = card.read(tmp_path / "run/best.pdparams").classes
     assert classes == (("cat", "dog", "owl") if kind == "csv" else None)

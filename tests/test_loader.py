@@ -100,7 +100,9 @@ def test_workers_read_one_tar_together(class_folders, tmp_path, kind):
     packed = datasets.from_folders(datasets.open_source(tmp_path / f"p{kind}"), "train")
     order = list(range(24)) * 4
     a, b = (
-        np.concatenate([batch.images.numpy() for batch in batches(Samples(p, eval_transform(SPEC), 16), order, 3, workers)])
+        np.concatenate(
+            [batch.images.numpy() for batch in batches(Samples(p, eval_transform(SPEC), 16), order, 3, workers)]
+        )
         for p, workers in ((plain, 0), (packed, 3))
     )
     np.testing.assert_array_equal(a, b)

@@ -21,7 +21,9 @@ def test_every_shipped_recipe_loads_and_comes_back_from_yaml(path, tmp_path):
 
 def test_a_shipped_recipe_goes_by_its_name():
     assert recipe.load("digits") == recipe.load("configs/digits.yaml") == recipe.load(ROOT / "configs/digits.yaml")
-    with pytest.raises(UserError, match="no recipe digit; give a YAML file, or one that comes with the package:.*digits"):
+    with pytest.raises(
+        UserError, match="no recipe digit; give a YAML file, or one that comes with the package:.*digits"
+    ):
         recipe.load("digit")
 
 

@@ -65,7 +65,14 @@ def test_input_spec_of_a_variant_and_changes_to_it():
     spec = zoo.input_spec("convmixer_768_32")
     assert (spec.size, spec.crop_pct, spec.interpolation) == (224, 0.96, "bicubic")
     assert zoo.input_spec("convmixer_tiny", size=48).size == 48
-    for change in ({"sise": 3}, {"size": 0}, {"size": "32"}, {"mean": [1, 2]}, {"std": "abc"}, {"interpolation": "area"}):
+    for change in (
+        {"sise": 3},
+        {"size": 0},
+        {"size": "32"},
+        {"mean": [1, 2]},
+        {"std": "abc"},
+        {"interpolation": "area"},
+    ):
         with pytest.raises(UserError):
             zoo.input_spec("convmixer_tiny", **change)
 
@@ -120,8 +127,12 @@ def test_strict_loading_names_what_is_too_much(tmp_path):
 
 
 def test_another_network_is_described(tmp_path):
-    path = write_layout(tmp_path / "w.pdparams", random_state(dim=8, depth=2, kernel_size=3, patch_size=2, num_classes=10))
-    with pytest.raises(UserError, match="holds ConvMixer-8/2, kernel 3, patch 2.*the model is ConvMixer-64/4, kernel 5"):
+    path = write_layout(
+        tmp_path / "w.pdparams", random_state(dim=8, depth=2, kernel_size=3, patch_size=2, num_classes=10)
+    )
+    with pytest.raises(
+        UserError, match="holds ConvMixer-8/2, kernel 3, patch 2.*the model is ConvMixer-64/4, kernel 5"
+    ):
         ppconvmixer.convmixer_tiny(pretrained=path)
 
 

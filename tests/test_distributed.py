@@ -1,0 +1,68 @@
+"""Two CPU processes must do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from ppconvmixer import checkpoint
+
+
+def launch(script, arguments, log_dir):
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", log_dir]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [str(c) for c in [*command, ROOT / script, *arguments]],
+        env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    logs = "".join(p.read_text(errors="replace") for p in sorted(log_dir.glob("workerlog.*")))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:] + logs[-4000:]
+
+
+@pytest.mark.parametrize("limit", [0, 7])
+def test_two_processes_evaluate_like_one_to_the_last_sample(tmp_path, tiny_weights, class_folders, limit):
+    arguments = ["--weights", tiny_weights, "--data", class_folders / "train", "--workers", 0, "--batch-size", 5]
+    arguments += ["--limit", limit]
+
+    def outputs(n):
+        return [
+            "--output",
+            tmp_path / f"{n}.json",
+            "--logits",
+            tmp_path / f"{n}.npy",
+            "--predictions",
+            tmp_path / f"{n}.csv",
+        ]
+
+    command = [sys.executable, ROOT / "tools/eval.py", *arguments, *outputs(1)]
+    subprocess.run([str(c) for c in command], check=True, capture_output=True)
+    launch("tools/eval.py", [*arguments, *outputs(2)], tmp_path / "log")
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
+    assert one["samples"] == two["samples"] == (limit or 24)
+    assert one["top1"] == two["top1"] and one["top5"] == two["top5"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    # Other batches, other roundings of the matrix products, in the last digits of float32.
+    np.testing.assert_allclose(np.load(tmp_path / "2.npy"), np.load(tmp_path / "1.npy"), rtol=1e-4, atol=1e-4)
+    paths = [[row.split(",")[0] for row in (tmp_path / f"{n}.csv").read_text().splitlines()] for n in (1, 2)]
+    assert paths[0] == paths[1]
+
+
+def test_two_processes_train_one_model(tmp_path, class_folders):
+    settings = [
+        *("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"),
+        *("data.val_fraction=null", "data.workers=0", "train.epochs=2", "train.batch_size=4"),
+    ]
+    launch("tools/finetune.py", ["-c", "digits", "-o", *settings, "--output", tmp_path / "run"], tmp_path / "log")
+    trained = json.loads((tmp_path / "run/result.json").read_text())
+    assert trained["samples"] == 12
+    # What rank 0 saved is what both evaluated: batch-norm statistics were brought together first.
+    command = [sys.executable, ROOT / "tools/eval.py", "-c", tmp_path / "run/recipe.yaml", "--workers", 0]
+    command += ["--weights", tmp_path / "run/best.pdparams", "--output", tmp_path / "r.json"]
+    subprocess.run([str(c) for c in command], check=True, capture_output=True)
+    evaluated = json.loads((tmp_path / "r.json").read_text())
+    assert evaluated["top1"] == trained["top1"] and evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-5)
+    assert all(np.isfinite(v).all() for v in checkpoint.read(tmp_path / "run/best.pdparams").values())

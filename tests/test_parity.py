@@ -1,0 +1,56 @@
+"""Against timm: the very logits of the published networks, from the JPEG files on."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import random_state, write_layout
+
+from ppconvmixer import ConvMixer, checkpoint, datasets, layouts, load_weights, zoo
+from ppconvmixer.engines import Dygraph
+from ppconvmixer.evaluate import evaluate
+from ppconvmixer.loader import Samples
+from ppconvmixer.transforms import eval_transform
+
+FILES = ("aistudio_paddle2.6.2.pdparams", "aistudio_paddle3.3.1.pdparams", "mmpretrain.pth", "official.pth.tar")
+FILES += ("official_legacy.pth.tar", "timm.bin", "timm.safetensors", "timm_train.pth.tar")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_reference_checkpoint_gives_the_expected_logits(shared, file):
+    expected = np.load(shared / "reference/checkpoints/expected.npz")
+    dim, depth, patch, kernel, classes = 24, 2, 4, 5, 10
+    model = ConvMixer(dim, depth, kernel, patch, num_classes=classes)
+    load_weights(model, shared / "reference/checkpoints" / file)
+    # Both sides round to float32 some dozen times; 1e-5 is about ten times what was measured (2e-7).
+    np.testing.assert_allclose(Dygraph(model)(expected["input"]), expected["logits"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convmixer_1024_20_ks9_p14", "convmixer_768_32", "convmixer_1536_20"])
+def test_the_published_networks_compute_what_timm_computes(shared, name, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(shared / "reference"), *sys.path])
+    from deterministic_weights import fill
+
+    reference = np.load(shared / "reference/timm_reference.npz")
+    model = zoo.create_model(name)
+    ours = {n: np.broadcast_to(np.float32(0), tuple(v.shape)) for n, v in model.state_dict().items()}
+    shapes = {n: v.shape for n, v in layouts.from_ours(ours, "timm", "torch").items()}
+    zoo.fill(model, layouts.to_ours(fill(shapes, seed=1)), "the deterministic weights")
+    sample = shared / "data/imagenet-sample"
+    pictures = datasets.from_list(datasets.Folder(sample), sample / "val_list.txt")
+    pictures = pictures.subset([list(pictures.names).index(str(n)) for n in reference["images"]])
+    spec = zoo.input_spec(name)
+    found = evaluate(Dygraph(model), Samples(pictures, eval_transform(spec), spec.size), 8, 1, keep_logits=True)
+    expected = reference[f"logits_{name}"]
+    assert np.abs(found.logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_checkpoint_of_the_other_paddle(tmp_path):
+    """What one Paddle writes the other reads: the file names nothing but NumPy's arrays."""
+    state = random_state(dim=6, depth=1, kernel_size=3, patch_size=2, num_classes=4)
+    path = write_layout(tmp_path / "w.pdparams", state)
+    import pickletools
+
+    names = {a for op, a, _ in pickletools.genops(path.read_bytes()) if op.name in ("GLOBAL", "SHORT_BINUNICODE")}
+    assert not {n for n in names if "paddle" in str(n)}
+    assert set(checkpoint.read(path)) == set(state)
