@@ -14,7 +14,7 @@ from ppconvmixer import checkpoint
 
 def launch(script, arguments, log_dir):
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", log_dir]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [str(c) for c in [*command, ROOT / script, *arguments]],
         env=environment, capture_output=True, text=True, timeout=240,
