@@ -142,6 +142,7 @@ def _configure_output() -> None:
     logger.propagate = False
     logger.setLevel(logging.ERROR if distributed.RANK else logging.INFO)
     warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="To copy construct from a tensor")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
 
 
