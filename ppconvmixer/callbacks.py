@@ -145,7 +145,7 @@ class VisualDL(paddle.callbacks.Callback):
             return
         from visualdl import LogWriter
 
-        self.writer = LogWriter(logdir=str(self.folder))
+        self.writer = LogWriter(logdir=str(self.folder), flush_secs=10)
         if not self.state.steps:
             self.writer.add_image("train/augmented pictures", self.pictures, step=0)
             self.writer.add_text("recipe", self.recipe.to_yaml(), step=0)
@@ -161,8 +161,6 @@ class VisualDL(paddle.callbacks.Callback):
         metrics = {name: logs["metrics"][name] for name in ("loss", "top1", "top5", "images_per_second")}
         self._add("eval", self.state.epochs, **metrics)
         self._add("train", self.state.epochs, images_per_second=logs["images_per_second"])
-        if not distributed.RANK:
-            self.writer.file_writer.flush() if hasattr(self.writer, "file_writer") else None
 
     def on_train_end(self, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:

@@ -228,7 +228,10 @@ def _pictures(options: argparse.Namespace, network: Trained) -> Any:
     if options.config:
         if options.data or options.list:
             raise UserError("give either --data or -c, not both")
-        return open_data(recipe.load(options.config))[1]
+        pictures = open_data(recipe.load(options.config))[1]
+        if pictures.classes and network.classes and pictures.classes != network.classes:
+            raise UserError(f"{options.weights} tells other classes apart by its card than {options.config} has")
+        return pictures
     if not options.data:
         raise UserError("--data is missing: the folder or tar archive of the pictures (or -c, a recipe)")
     source = datasets.open_source(options.data)

@@ -117,6 +117,7 @@ def test_mistakes_of_eval(tmp_path, tiny_weights, class_folders, capsys):
         ((*good, "--output", tiny_weights), "is an input of this command"),
         ((*good, "--output", tmp_path), "cannot write"),
         ((*good, "-c", "digits"), "either --data or -c"),
+        (("eval", "--weights", tiny_weights, "-c", "digits"), "tells other classes apart"),
     ]:
         assert message in failure(capsys, *arguments), message
 
