@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .recipe import Recipe
-
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("constant", "cosine", "onecycle")
+from .recipe import Recipe
 
 
 def lr_factor(name: str, step: int, total: int, warmup: int = 0) -> float:

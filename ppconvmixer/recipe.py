@@ -13,11 +13,12 @@ import yaml
 
 from .errors import UserError, unknown
 from .files import PathLike
-from .optim import OPTIMIZERS, SCHEDULES
 from .transforms import Augment
 from .zoo import InputSpec, canonical, input_spec
 
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("constant", "cosine", "onecycle")
 AMP_LEVELS = ("O0", "O1", "O2")
 
 
