@@ -191,7 +191,7 @@ class Tell(paddle.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         if distributed.RANK:
             return
-        self.progress.__exit__()
+        self.progress.close()
         metrics = logs["metrics"]
         logger.info(
             "epoch %d/%d: train loss %.4f, top-1 %.2f %%, %.1f img/s; eval loss %.4f, top-1 %.2f %%%s",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import io
 import re
 import tarfile
@@ -239,7 +238,7 @@ def from_folders(source: Source, under: str = "", classes: Optional[Sequence[str
     return Pictures(names, _numbers(words, names, classes), classes, lambda i: source.read(names[i]))
 
 
-def cifar10(path: PathLike, split: str) -> Pictures:
+def cifar10(source: Source, split: str) -> Pictures:
     """Read CIFAR-10 as its authors publish it for Python: ``cifar-10-python.tar.gz`` or the unpacked folder.
 
     The batches are pickles; they are read as data, and anything but arrays, lists and text is refused.
@@ -250,17 +249,17 @@ def cifar10(path: PathLike, split: str) -> Pictures:
     Raises:
         UserError: the batches are missing, damaged, or not CIFAR-10.
     """
-    source = open_source(path)
+    files = source.names()
     batches = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     pixels, labels = [], []
     for batch in batches:
-        found = [name for name in source.names() if name.rsplit("/", 1)[-1] == batch]
+        found = [name for name in files if name.rsplit("/", 1)[-1] == batch]
         if len(found) != 1:
-            raise UserError(f"{path} holds no {batch}; give cifar-10-python.tar.gz or the folder it unpacks to")
+            raise UserError(f"{source} holds no {batch}; give cifar-10-python.tar.gz or the folder it unpacks to")
         try:
             data, numbers = _cifar_batch(source.read(found[0]))
         except UserError as error:
-            raise UserError(f"{path}: {batch}: {error}") from error
+            raise UserError(f"{source}: {batch}: {error}") from error
         pixels.append(data)
         labels.append(numbers)
     images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -356,8 +355,4 @@ def _cifar_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 def _in_memory(what: str, images: np.ndarray, labels: Iterable[int], classes: Sequence[str]) -> Pictures:
     images = np.ascontiguousarray(images)
     names = [f"{what} {i}" for i in range(len(images))]
-    return Pictures(names, np.asarray(labels, np.int64), tuple(classes), functools.partial(_item, images))
-
-
-def _item(images: np.ndarray, i: int) -> np.ndarray:
-    return images[i]
+    return Pictures(names, np.asarray(labels, np.int64), tuple(classes), images.__getitem__)

@@ -42,11 +42,11 @@ def open_data(recipe: Recipe) -> tuple[Pictures, Pictures]:
         UserError: they cannot be found or read, or validation has classes that training has not.
     """
     data = recipe.data
-    if data.dataset == "cifar10":
-        return datasets.cifar10(data.path, "train"), datasets.cifar10(data.path, "test")
     if data.dataset == "digits":
         return datasets.hold_out(datasets.digits(), data.val_fraction, recipe.train.seed)
     source = datasets.open_source(data.path)
+    if data.dataset == "cifar10":
+        return datasets.cifar10(source, "train"), datasets.cifar10(source, "test")
 
     def part(name: Optional[str], classes: Optional[tuple[str, ...]] = None) -> Pictures:
         if data.dataset == "folder":

@@ -287,7 +287,7 @@ def _some(names: list[str]) -> str:
 
 def _how_to_get(name: str) -> str:
     if name not in manifest():
-        raise UserError(f"no weights of {name} are published; published: {', '.join(list_models(pretrained=True))}")
+        return f"no weights of {name} are published; published: {', '.join(list_models(pretrained=True))}"
     address = manifest()[name]["files"][0]["url"]
     return f"download {address} and give its path as pretrained="
 

@@ -161,7 +161,10 @@ def cifar_folder(root, protocol=2, per_batch=20):
 def test_cifar10(tmp_path, archive, protocol):
     root = cifar_folder(tmp_path / "cifar-10-batches-py", protocol)
     path = make_tar(tmp_path / "cifar-10-python.tar.gz", tmp_path / "cifar-10-batches-py", "w:gz") if archive else root
-    train, test = datasets.cifar10(path, "train"), datasets.cifar10(path, "test")
+    train, test = (
+        datasets.cifar10(datasets.open_source(path), "train"),
+        datasets.cifar10(datasets.open_source(path), "test"),
+    )
     assert (len(train), len(test)) == (100, 20) and train.classes == datasets.CIFAR10_CLASSES
     raw = pickle.loads((root / "data_batch_2").read_bytes())
     np.testing.assert_array_equal(train.fetch(23), raw[b"data"][3].reshape(3, 32, 32).transpose(1, 2, 0))
@@ -178,7 +181,7 @@ def test_cifar10_as_python_2_pickled_it(tmp_path):
         b"\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00\x00" + raw + b"tbU\x06labelsq\x08]q\tK\x06au."
     )
     (root / "test_batch").write_bytes(batch)
-    found = datasets.cifar10(root, "test")
+    found = datasets.cifar10(datasets.open_source(root), "test")
     assert found.labels.tolist() == [6]
     np.testing.assert_array_equal(found.fetch(0).transpose(2, 0, 1).reshape(-1), np.frombuffer(raw, np.uint8))
 
@@ -203,11 +206,11 @@ def test_cifar_batches_that_are_none(tmp_path, tree, capsys):
     root = cifar_folder(tmp_path / "c")
     (root / "test_batch").write_bytes(pickle.dumps(tree, 2))
     with pytest.raises(UserError, match="test_batch"):
-        datasets.cifar10(root, "test")
+        datasets.cifar10(datasets.open_source(root), "test")
     assert capsys.readouterr().out == ""
     (root / "test_batch").unlink()
     with pytest.raises(UserError, match="holds no test_batch"):
-        datasets.cifar10(root, "test")
+        datasets.cifar10(datasets.open_source(root), "test")
 
 
 def test_digits():
