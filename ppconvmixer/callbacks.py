@@ -1,55 +1,44 @@
-"""What happens around the steps of ``paddle.Model.fit``: evaluate, stop, save, draw, tell.
+"""What happens around the steps of ``paddle.Model.fit``: count, evaluate, stop, draw, tell, save.
 
-``fit`` counts epochs from 0 whatever came before, so the callbacks share a ``RunState`` that counts
-from the beginning of the run. They run in the order of the list: each may read what those before
-it put into ``logs``.
+``fit`` counts epochs and steps from 0 whatever came before, so the callbacks share a ``RunState``
+that counts from the beginning of the run. They run in the order of the list: each may read what
+those before it put into the state and into ``logs``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import io
 import logging
 import math
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import paddle
 
-from . import card, checkpoint, distributed
+from . import card, checkpoint, distributed, run_state
 from .engines import Dygraph
 from .errors import UserError
 from .evaluate import evaluate
-from .loader import Samples
+from .files import write_text
+from .loader import Samples, TrainBatches
 from .progress import Progress
 from .recipe import Recipe
+from .run_state import RunState
+from .stopping import StopWish
 
 logger = logging.getLogger("ppconvmixer")
 
 
-@dataclasses.dataclass
-class RunState:
-    """How far a run is, and its best epoch so far."""
-
-    epochs: int = 0
-    steps: int = 0
-    best: Optional[float] = None
-    """The monitored figure of the best epoch."""
-    best_epoch: int = 0
-    best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-
-    def improves(self, value: float, monitor: str) -> bool:
-        """Tell whether ``value`` beats the best so far: top1 by being larger, loss by being smaller."""
-        return self.best is None or (value < self.best if monitor == "loss" else value > self.best)
-
-
 class Count(paddle.callbacks.Callback):
-    """Counts steps, epochs and seconds, averages the loss of the epoch, and stops at a loss that is no number.
+    """Counts steps, pictures and seconds, and seeds Paddle (dropout) by the step.
 
-    It also seeds Paddle (dropout) by the epoch, so that a resumed run draws what an unbroken one draws.
+    So a run that goes on in the middle of an epoch draws and counts what an unbroken one does.
     """
 
     def __init__(self, state: RunState, seed: int):
@@ -57,27 +46,56 @@ class Count(paddle.callbacks.Callback):
         self.state, self.seed = state, seed
 
     def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
-        paddle.seed(self.seed + self.state.epochs)
-        self.losses: list[float] = []
-        self.images = 0
-        self.started = time.monotonic()
+        (accuracy,) = self.model._metrics
+        accuracy.total, accuracy.count = [self.state.hits], [self.state.images]
+        self.since = time.monotonic()
+
+    def on_train_batch_begin(self, step: int, logs: Optional[dict] = None) -> None:
+        (number,) = np.random.SeedSequence((self.seed, self.state.steps, distributed.RANK)).generate_state(1)
+        paddle.seed(int(number))
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
-        (loss,) = np.ravel(logs["loss"])
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} in epoch {self.state.epochs + 1}, step {step + 1}; "
-                "the checkpoints of the epochs before are kept; try a smaller optimizer.lr or optimizer.clip_norm"
-            )
-        self.losses.append(float(loss))
-        self.images += logs["batch_size"] * distributed.WORLD
-        self.state.steps += 1
+        state, now = self.state, time.monotonic()
+        state.epoch_seconds += now - self.since
+        self.since = now
+        state.loss_sum += _loss(logs)
+        (accuracy,) = self.model._metrics
+        state.hits, state.images = float(accuracy.total[0]), int(accuracy.count[0])
+        state.step += 1
+        state.steps += 1
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
-        seconds = time.monotonic() - self.started
-        self.state.epochs += 1
-        self.state.seconds += seconds
-        logs.update(train_loss=float(np.mean(self.losses)), images_per_second=self.images / seconds)
+        state = self.state
+        logs["train"] = {
+            "loss": state.loss_sum / state.step,
+            "top1": state.hits / state.images,
+            "images_per_second": state.images * distributed.WORLD / state.epoch_seconds,
+        }
+        state.end_epoch()
+
+
+class Check(paddle.callbacks.Callback):
+    """Stops at a loss that is no number and names the pictures it came from."""
+
+    def __init__(self, state: RunState, data: TrainBatches, folder: Path):
+        super().__init__()
+        self.state, self.data, self.folder = state, data, folder
+
+    def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
+        losses = distributed.gather((_loss(logs), self.data.current))
+        bad = [(loss, indices) for loss, indices in losses if not math.isfinite(loss)]
+        if not bad:
+            return
+        loss, indices = bad[0]
+        names = [self.data.samples.pictures.names[i] for i in indices]
+        file = self.folder / "not_finite.txt"
+        if not distributed.RANK:
+            write_text(file, "".join(f"{name}\n" for name in names))
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise UserError(
+            f"the loss is {loss} in epoch {self.state.epochs + 1}, step {self.state.step}; the batch held {shown} "
+            f"(all in {file}); what was saved before is kept; try a smaller optimizer.lr or optimizer.clip_norm"
+        )
 
 
 class Evaluate(paddle.callbacks.Callback):
@@ -87,19 +105,31 @@ class Evaluate(paddle.callbacks.Callback):
     each would evaluate batch-norm statistics of its own.
     """
 
-    def __init__(self, state: RunState, samples: Samples, recipe: Recipe, amp: str):
+    def __init__(self, state: RunState, samples: Samples, recipe: Recipe, amp: str, wish: StopWish):
         super().__init__()
-        self.state, self.samples, self.recipe, self.amp = state, samples, recipe, amp
+        self.state, self.samples, self.recipe, self.amp, self.wish = state, samples, recipe, amp, wish
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
-        network, train, workers = self.model.network, self.recipe.train, self.recipe.data.workers
-        distributed.average_statistics(network)
-        metrics = evaluate(Dygraph(network, self.amp), self.samples, train.batch_size, workers).metrics()
-        logs["metrics"] = metrics
-        logs["is_best"] = self.state.improves(metrics[train.monitor], train.monitor)
-        if logs["is_best"]:
-            self.state.best, self.state.best_epoch = metrics[train.monitor], self.state.epochs
-            self.state.best_metrics = metrics
+        state, train, workers = self.state, self.recipe.train, self.recipe.data.workers
+        distributed.average_statistics(self.model.network)
+        engine = _Interruptible(self.model.network, self.amp, self.wish)
+        state.metrics = evaluate(engine, self.samples, train.batch_size, workers).metrics()
+        figure = state.metrics[train.monitor]
+        if state.improves(figure, train.monitor):
+            state.best, state.best_epoch, state.best_metrics = figure, state.epochs + 1, state.metrics
+
+
+class _Interruptible(Dygraph):
+    """Stops between two batches; several processes must go on together, and stop after the next step."""
+
+    def __init__(self, network: Any, amp: str, wish: StopWish):
+        super().__init__(network, amp)
+        self.wish = wish
+
+    def __call__(self, images: Any) -> np.ndarray:
+        if distributed.WORLD == 1:
+            self.wish.grant()
+        return super().__call__(images)
 
 
 class EarlyStopping(paddle.callbacks.Callback):
@@ -115,38 +145,34 @@ class EarlyStopping(paddle.callbacks.Callback):
             self.model.stop_training = True
 
 
-class ModelCheckpoint(paddle.callbacks.Callback):
-    """Keeps the last and the best weights with their cards, and all that ``--resume`` needs in one file."""
-
-    def __init__(self, state: RunState, folder: Path, facts: card.Card):
-        super().__init__()
-        self.state, self.folder, self.card = state, folder, facts
-
-    def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
-        if distributed.RANK:
-            return
-        weights = _arrays(self.model.network.state_dict())
-        facts = {**self.card.facts, **logs["metrics"], "epoch": self.state.epochs}
-        for name in ("last", "best") if logs["is_best"] else ("last",):
-            checkpoint.write(self.folder / f"{name}.pdparams", weights)
-            card.write(self.folder / f"{name}.pdparams", dataclasses.replace(self.card, facts=facts))
-        save_state(self.folder / "state.safetensors", self.model, self.state)
-
-
 class VisualDL(paddle.callbacks.Callback):
-    """Draws loss, accuracy, learning rate and throughput; once, augmented pictures and the recipe."""
+    """Draws loss, accuracy, learning rate and throughput; once, augmented pictures and the recipe.
 
-    def __init__(self, state: RunState, folder: Path, recipe: Recipe, pictures: np.ndarray):
+    VisualDL shows one file of a folder, the newest by name, so a run has one and goes on in it.
+
+    Args:
+        size: bytes of the file that belong to the state the run goes on from; later ones would be drawn twice.
+    """
+
+    def __init__(self, state: RunState, folder: Path, recipe: Recipe, pictures: np.ndarray, size: int):
         super().__init__()
         self.state, self.folder, self.recipe, self.pictures = state, folder, recipe, pictures
+        self.file, self.size = folder / "vdlrecords.run.log", size
+        self.writer: Any = None
 
     def on_train_begin(self, logs: Optional[dict] = None) -> None:
         if distributed.RANK:
             return
         from visualdl import LogWriter
 
-        self.writer = LogWriter(logdir=str(self.folder), flush_secs=10)
-        if not self.state.steps:
+        present = self.file.stat().st_size if self.file.exists() else 0
+        if present < self.size:
+            logger.warning("%s lacks a part of the curves; the rest is drawn all the same", self.file)
+        elif present > self.size:
+            os.truncate(self.file, self.size)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that the file exists
+            self.writer = LogWriter(logdir=str(self.folder), file_name=self.file.name)
+        if not self.size:
             self.writer.add_image("train/augmented pictures", self.pictures, step=0)
             self.writer.add_text("recipe", self.recipe.to_yaml(), step=0)
 
@@ -154,19 +180,25 @@ class VisualDL(paddle.callbacks.Callback):
         self.learning_rate = self.model._optimizer.get_lr()
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
-        self._add("train", self.state.steps, loss=float(np.ravel(logs["loss"])[0]), top1=logs["top1"])
-        self._add("train", self.state.steps, learning_rate=self.learning_rate)
+        figures = {"loss": _loss(logs), "top1": logs["top1"], "learning_rate": self.learning_rate}
+        self._add("train", self.state.steps, figures)
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
-        metrics = {name: logs["metrics"][name] for name in ("loss", "top1", "top5", "images_per_second")}
-        self._add("eval", self.state.epochs, **metrics)
-        self._add("train", self.state.epochs, images_per_second=logs["images_per_second"])
+        names = ("loss", "top1", "top5", "images_per_second")
+        self._add("eval", self.state.epochs, {name: self.state.metrics[name] for name in names})
+        self._add("train", self.state.epochs, {"images_per_second": logs["train"]["images_per_second"]})
 
-    def on_train_end(self, logs: Optional[dict] = None) -> None:
-        if not distributed.RANK:
+    def flush(self) -> int:
+        """Bring everything drawn so far to the file and return its size in bytes."""
+        self.writer.flush()
+        return self.file.stat().st_size
+
+    def close(self) -> None:
+        """End the writer's thread, however the training ended."""
+        if self.writer is not None:
             self.writer.close()
 
-    def _add(self, part: str, step: int, **figures: float) -> None:
+    def _add(self, part: str, step: int, figures: Mapping[str, float]) -> None:
         if not distributed.RANK:
             for name, value in figures.items():
                 self.writer.add_scalar(f"{part}/{name}", float(value), step)
@@ -181,69 +213,74 @@ class Tell(paddle.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:
-            total = self.params["steps"] * self.batch_size
+            total = (self.params["steps"] - self.state.step) * self.batch_size
             self.progress = Progress(total, f"epoch {self.state.epochs + 1}/{self.epochs}")
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:
-            self.progress.advance(self.batch_size, loss=float(np.ravel(logs["loss"])[0]), top1=logs["top1"])
+            self.progress.advance(self.batch_size, loss=_loss(logs), top1=logs["top1"])
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         if distributed.RANK:
             return
         self.progress.close()
-        metrics = logs["metrics"]
+        state, train = self.state, logs["train"]
         logger.info(
             "epoch %d/%d: train loss %.4f, top-1 %.2f %%, %.1f img/s; eval loss %.4f, top-1 %.2f %%%s",
-            *(self.state.epochs, self.epochs, logs["train_loss"], 100 * logs["top1"], logs["images_per_second"]),
-            *(metrics["loss"], 100 * metrics["top1"], " (best so far)" if logs["is_best"] else ""),
+            *(state.epochs, self.epochs, train["loss"], 100 * train["top1"], train["images_per_second"]),
+            *(state.metrics["loss"], 100 * state.metrics["top1"]),
+            " (best so far)" if state.best_epoch == state.epochs else "",
         )
 
 
-def save_state(path: Path, model: paddle.Model, state: RunState) -> None:
-    """Write weights, optimiser, schedule and counters to one ``.safetensors`` file, atomically."""
-    optimizer = model._optimizer.state_dict()
-    schedule = optimizer.pop("LR_Scheduler", {})
-    arrays = {f"model/{name}": value for name, value in _arrays(model.network.state_dict()).items()}
-    for name, parameter in model.network.named_parameters():
-        for key, value in optimizer.items():
-            if key.startswith(f"{parameter.name}_"):
-                arrays[f"optimizer/{name}/{key[len(parameter.name) + 1 :]}"] = _array(value)
-    records = {"run": dataclasses.asdict(state), "schedule": schedule}
-    checkpoint.write(path, arrays, {"ppconvmixer": json.dumps(records)})
+class Save(paddle.callbacks.Callback):
+    """Saves the state after every epoch and every so many minutes, and stops after a step when somebody wants to.
 
+    The last and the best weights, with their cards, are written after the state they are taken
+    from, so that a run that is cut off in between can write them again.
 
-def load_state(path: Path, model: paddle.Model) -> RunState:
-    """Bring ``model`` and its optimiser to where ``save_state`` left them; returns the counters.
-
-    The optimiser's entries are kept by the structural names of the parameters: Paddle's automatic
-    ones change with every layer built earlier in the process.
-
-    Raises:
-        UserError: unreadable, or of another network or optimiser.
+    Args:
+        facts: what the state shall also say; the size of the curves is added.
     """
-    arrays = checkpoint.read(path)
-    try:
-        records = json.loads(checkpoint.read_metadata(path)["ppconvmixer"])
-        state = RunState(**records["run"])
-        network = {name: arrays[f"model/{name}"] for name in model.network.state_dict()}
-        parameters = dict(model.network.named_parameters())
-        optimizer = {"LR_Scheduler": records["schedule"]}
-        for key, value in arrays.items():
-            part, name, *entry = key.split("/")
-            if part == "optimizer":
-                optimizer[f"{parameters[name].name}_{entry[0]}"] = paddle.to_tensor(value)
-        model.network.set_state_dict(network)
-        model._optimizer.set_state_dict(optimizer)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not belong to this recipe ({error}); start again with --overwrite") from error
-    return state
+
+    def __init__(
+        self, state: RunState, folder: Path, facts: Mapping[str, Any], curves: VisualDL, wish: StopWish, minutes: float
+    ):
+        super().__init__()
+        self.state, self.folder, self.facts, self.curves = state, folder, facts, curves
+        self.wish, self.seconds, self.saved = wish, 60 * minutes, time.monotonic()
+
+    def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
+        due = time.monotonic() - self.saved >= self.seconds
+        votes = distributed.gather((due, self.wish.signal))
+        if votes[0][0]:
+            self.save()
+        self.wish.signal = next((signal for _, signal in votes if signal), None)  # all stop after the same step
+        self.wish.grant()
+
+    def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
+        self.save()
+        export(self.folder, self.model.network, self.state, self.facts)
+
+    def save(self) -> None:
+        """Save the state as it is now; all processes must call this together."""
+        distributed.average_statistics(self.model.network)
+        if not distributed.RANK:
+            run_state.save(self.folder, self.model, self.state, {**self.facts, "curves": self.curves.flush()})
+        self.saved = time.monotonic()
 
 
-def _arrays(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {name: _array(value) for name, value in tensors.items()}
+def export(folder: Path, network: Any, state: RunState, facts: Mapping[str, Any]) -> None:
+    """Write the weights of the epoch that just ended as the last, and as the best if they are, with their cards."""
+    if distributed.RANK:
+        return
+    weights = run_state.to_arrays(network.state_dict())
+    about = card.Card(**facts["card"])
+    about = dataclasses.replace(about, facts={**about.facts, **state.metrics, "epoch": state.epochs})
+    for name in ("last", "best") if state.best_epoch == state.epochs else ("last",):
+        checkpoint.write(folder / f"{name}.pdparams", weights)
+        card.write(folder / f"{name}.pdparams", about)
 
 
-def _array(tensor: Any) -> np.ndarray:
-    """Return float32 whatever precision the training ran in."""
-    return tensor.astype("float32").numpy()
+def _loss(logs: Mapping[str, Any]) -> float:
+    return float(np.ravel(logs["loss"])[0])

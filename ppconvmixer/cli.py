@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ logger = logging.getLogger("ppconvmixer")
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Run one command and return its exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
+    """Run one command and return its exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM."""
     options = _parser().parse_args(arguments)
     _configure_output()
     try:
@@ -34,9 +35,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except UserError as error:
         print(f"ppconvmixer: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("ppconvmixer: stopped", file=sys.stderr)
-        return 130
+        return 128 + getattr(stop, "signal", signal.SIGINT)
     except BrokenPipeError:  # `ppconvmixer models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -81,7 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         help="change a setting, such as train.epochs=3",
     )  # fmt: skip
     command.add_argument("--output", metavar="DIR", help="the run folder (default: runs/NAME-OF-THE-RECIPE)")
-    command.add_argument("--resume", action="store_true", help="go on after the last whole epoch of the run there")
+    command.add_argument("--resume", action="store_true", help="go on with the run there where it was last saved")
+    command.add_argument(
+        "--allow-changes", action="store_true", help="with --resume: go on although recipe or pictures changed"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the run there")
 
     command = _command(commands, _predict, "predict", "classify pictures")
@@ -278,16 +282,11 @@ def _finetune(options: argparse.Namespace) -> None:
 
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    if options.allow_changes and not options.resume:
+        raise UserError("--allow-changes says what --resume may put up with; give both")
     recipe = recipes.load(options.config, options.override)
     folder = Path(options.output or Path("runs") / Path(options.config).stem)
-    try:
-        result = finetune(recipe, folder, options.resume, options.overwrite)
-    except KeyboardInterrupt:
-        if (folder / "state.safetensors").exists():
-            logger.info("the checkpoint of the last whole epoch is in %s; add --resume to the command to go on", folder)
-        else:
-            logger.info("no epoch was complete, so there is no checkpoint to go on from")
-        raise
+    result = finetune(recipe, folder, options.resume, options.overwrite, options.allow_changes)
     _print(
         f"best epoch {result['best_epoch']}: top-1 {100 * result['top1']:.2f} %, loss {result['loss']:.4f} "
         f"on {result['samples']} pictures; weights: {result['weights']['path']}"

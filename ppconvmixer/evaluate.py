@@ -86,7 +86,7 @@ def evaluate(
             if skipped and not skip_broken:
                 break
             if ok.any():
-                labels = batch.labels.numpy()[ok]
+                labels = batch.labels[ok]
                 parts.append((batch.indices[ok], labels, *_score(engine(batch.images)[ok], labels, keep_logits)))
             progress.advance(len(ok))
     gathered = distributed.gather((parts, skipped, time.monotonic() - started))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -39,7 +40,10 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; the file was left as it was") from error
+        reason = error.strerror or error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"the disk of {path.parent} is full ({reason})"
+        raise UserError(f"cannot write {path}: {reason}; the file was left as it was") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-import os
-import platform
-import shutil
-import subprocess
-import sys
-from importlib import metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
-from . import card, datasets, distributed, zoo
-from . import recipe as recipes
+from . import card, datasets, distributed, run_folder, run_state, zoo
 from .datasets import Pictures
 from .errors import UserError
 from .files import sha256, write_text
 from .loader import Samples, TrainBatches
 from .recipe import Recipe
+from .stopping import Stopped, StopWish
 from .transforms import eval_transform, train_transform
 from .zoo import InputSpec
 
 logger = logging.getLogger("ppconvmixer")
-
-RUN_FILES = (
-    *("recipe.yaml", "environment.json", "log.txt", "visualdl", "result.json", "state.safetensors"),
-    *("best.pdparams", "best.json", "last.pdparams", "last.json"),
-)
-"""What a run folder holds; ``--overwrite`` removes these and nothing else."""
 
 
 def open_data(recipe: Recipe) -> tuple[Pictures, Pictures]:
@@ -59,44 +49,72 @@ def open_data(recipe: Recipe) -> tuple[Pictures, Pictures]:
     return train, part(data.val, train.classes)
 
 
-def finetune(recipe: Recipe, folder: Path, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def finetune(
+    recipe: Recipe, folder: Path, resume: bool = False, overwrite: bool = False, allow_changes: bool = False
+) -> dict[str, Any]:
     """Run ``recipe``; weights, cards, curves, log and figures go to ``folder``.
 
     Args:
-        resume: go on after the last whole epoch of the run in ``folder``.
+        resume: go on with the run in ``folder`` where it was last saved.
         overwrite: replace the run in ``folder``.
+        allow_changes: go on although recipe, pictures or number of processes are not what they were.
 
     Returns:
         The figures of the best epoch, as in ``result.json``.
 
     Raises:
         UserError: a setting, path or picture is wrong, or ``folder`` holds a run that this call must not touch.
-        KeyboardInterrupt: after Ctrl-C; the checkpoints of the last whole epoch are there.
+        Stopped: after Ctrl-C or SIGTERM; the state of the last step is saved.
     """
     distributed.start()
+    if resume and not (folder / "recipe.yaml").is_file():
+        raise UserError(f"there is nothing to resume in {folder}; leave --resume out to start")
     train, val = open_data(recipe)
-    classes = train.classes
-    num_classes = len(classes) if classes else int(train.labels.max()) + 1
+    num_classes = _num_classes(train)
     val.check_labels(num_classes)
     logger.info("%d pictures to train on, %d to evaluate on, %d classes", len(train), len(val), num_classes)
-    if not distributed.RANK:
-        _prepare(folder, recipe, resume, overwrite)
-    distributed.gather(None)  # nobody goes on before the folder is ready
-    log = None if distributed.RANK else logging.FileHandler(folder / "log.txt", encoding="utf-8")
-    if log:
-        log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.addHandler(log)
-    logger.info("curves: visualdl --logdir %s --port 8040   then open http://127.0.0.1:8040", folder / "visualdl")
-    try:
-        return _train(recipe, folder, resume, train, val, num_classes)
-    finally:
-        if log:
-            logger.removeHandler(log)
-            log.close()
+    pictures = run_folder.listing(train, val)
+    with contextlib.ExitStack() as block:
+        if not distributed.RANK:
+            block.enter_context(run_folder.locked(folder))
+            run_folder.tidy(folder)
+        saved, changed = None, []
+        if resume:
+            saved = run_state.read(folder)
+            changed = run_folder.changes(folder, recipe, pictures, saved)
+            if changed and not allow_changes:
+                raise UserError(
+                    f"this is not the run in {folder} any more: {'; '.join(changed)}; "
+                    "put it back, or go on with --allow-changes"
+                )
+            for line in changed:
+                logger.warning("changed: %s", line)
+        if not distributed.RANK:
+            if saved is None:
+                run_folder.clear(folder, overwrite or resume)
+            if saved is None or changed:
+                run_folder.describe(folder, recipe, pictures)
+        distributed.gather(None)  # nobody goes on before the folder is ready
+        block.enter_context(_logged(folder / "log.txt"))
+        wish = block.enter_context(StopWish())
+        logger.info("curves: visualdl --logdir %s --port 8040   then open http://127.0.0.1:8040", folder / "visualdl")
+        facts = {
+            "card": dataclasses.asdict(_card(recipe, train)),
+            "recipe": recipe.to_dict(),
+            "pictures": run_folder.digest(pictures),
+            "processes": distributed.WORLD,
+        }
+        return _train(recipe, folder, train, val, facts, saved, wish)
 
 
 def _train(
-    recipe: Recipe, folder: Path, resume: bool, train: Pictures, val: Pictures, num_classes: int
+    recipe: Recipe,
+    folder: Path,
+    train: Pictures,
+    val: Pictures,
+    facts: dict[str, Any],
+    saved: Optional[run_state.Saved],
+    wish: StopWish,
 ) -> dict[str, Any]:
     import paddle
 
@@ -108,7 +126,7 @@ def _train(
     data = TrainBatches(samples, settings.batch_size, recipe.data.workers)
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
-    network = _network(recipe, train.classes, num_classes)
+    network = _network(recipe, train.classes, _num_classes(train))
     model = paddle.Model(network)
     model.prepare(
         create_optimizer(recipe, network, len(data)),
@@ -118,24 +136,37 @@ def _train(
         paddle.metric.Accuracy(name="top1"),
         amp_configs=amp,
     )
-    state = c.load_state(folder / "state.safetensors", model) if resume else c.RunState()
-    data.epoch = state.epochs
-    facts = card.Card(
-        recipe.model.name, dataclasses.asdict(spec), train.classes, facts={"recipe": dataclasses.asdict(recipe)}
+    state = run_state.restore(saved, model) if saved else run_state.RunState()
+    data.epoch, data.skip = state.epochs, state.step
+    if state.epochs and not state.step:
+        c.export(folder, network, state, facts)  # the run may have been cut off just before it did
+    judge = Samples(val, eval_transform(spec), spec.size)
+    curves = c.VisualDL(
+        state, folder / "visualdl", recipe, _sheet(samples, spec), saved.facts["curves"] if saved else 0
     )
+    save = c.Save(state, folder, facts, curves, wish, settings.save_minutes)
     steps = [
+        paddle.callbacks.LRScheduler(),  # Paddle would put it last, after the state was saved
+        c.Evaluate(state, judge, recipe, amp, wish),
         c.Count(state, settings.seed),
-        c.Evaluate(state, Samples(val, eval_transform(spec), spec.size), recipe, amp),
+        c.Check(state, data, folder),
         c.EarlyStopping(state, settings.patience),
-        c.VisualDL(state, folder / "visualdl", recipe, _sheet(samples, spec)),
-        c.ModelCheckpoint(state, folder, facts),
+        curves,
         c.Tell(state, settings.epochs, settings.batch_size),
+        save,
     ]
     left = settings.epochs - state.epochs
     if settings.patience and state.epochs and state.epochs - state.best_epoch >= settings.patience:
         left = 0
     if left > 0:
-        model.fit(data, epochs=left, callbacks=steps, verbose=0, shuffle=False)
+        try:
+            model.fit(data, epochs=left, callbacks=steps, verbose=0, shuffle=False)
+        except Stopped:
+            save.save()
+            logger.info("saved in %s after %d steps; add --resume to the command to go on", folder, state.steps)
+            raise
+        finally:
+            curves.close()
     else:
         logger.info("the run in %s is complete; nothing is left to do", folder)
     best = folder / "best.pdparams"
@@ -152,6 +183,34 @@ def _train(
     if not distributed.RANK:
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     return result
+
+
+@contextlib.contextmanager
+def _logged(file: Path) -> Iterator[None]:
+    """Copy what is said inside the block to ``file``, of the first process only."""
+    if distributed.RANK:
+        yield
+        return
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(min(logging.INFO, level or logging.INFO))  # called from Python, nobody may have set it
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _num_classes(train: Pictures) -> int:
+    return len(train.classes) if train.classes else int(train.labels.max()) + 1
+
+
+def _card(recipe: Recipe, train: Pictures) -> card.Card:
+    spec = dataclasses.asdict(recipe.input_spec())
+    return card.Card(recipe.model.name, spec, train.classes, facts={"recipe": recipe.to_dict()})
 
 
 def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: int) -> Any:
@@ -176,64 +235,6 @@ def _amp(level: str) -> str:
     return level
 
 
-def _prepare(folder: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
-    """Make the run folder ready, or refuse to touch what is in it."""
-    present = [name for name in RUN_FILES if (folder / name).exists()]
-    if resume:
-        if not (folder / "state.safetensors").is_file():
-            raise UserError(f"there is nothing to resume in {folder}; leave --resume out to start")
-        changed = recipes.differences(recipes.load(folder / "recipe.yaml"), recipe)
-        changed = [line for line in changed if not line.startswith("data.workers:")]
-        if changed:
-            raise UserError(f"the recipe differs from the one of the run in {folder}: {'; '.join(changed)}")
-        return
-    if present and not overwrite:
-        raise UserError(
-            f"{folder} already holds a run; choose another --output, go on with --resume or replace it with --overwrite"
-        )
-    for name in present:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
-    write_text(folder / "environment.json", json.dumps(_environment(recipe), indent=2) + "\n")
-
-
-def _environment(recipe: Recipe) -> dict[str, Any]:
-    """Return what a later reader needs to know of where the run was made."""
-    import paddle
-
-    versions = {}
-    for name in ("ppconvmixer", "numpy", "pillow", "visualdl", "scikit-learn"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "command": sys.argv,
-        "seed": recipe.train.seed,
-        "git_revision": _git_revision(),
-        "versions": {"python": platform.python_version(), "paddle": paddle.__version__, **versions},
-        "platform": platform.platform(),
-        "device": paddle.get_device(),
-        "processes": distributed.WORLD,
-        "cpus": os.cpu_count(),
-    }
-
-
-def _git_revision() -> Optional[str]:
-    """Return the revision of the clone this code runs from; None where it is installed."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        return subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def _sheet(samples: Samples, spec: InputSpec, columns: int = 8, rows: int = 4) -> np.ndarray:
     """Return a contact sheet of augmented pictures, uint8 (H, W, 3)."""
     count = min(columns * rows, len(samples))
@@ -241,8 +242,8 @@ def _sheet(samples: Samples, spec: InputSpec, columns: int = 8, rows: int = 4) -
     sheet = np.full((rows, columns, spec.size, spec.size, 3), 255, np.uint8)
     picked = np.linspace(0, len(samples) - 1, count).astype(int)
     for place, index in enumerate(picked):
-        image, *_, readable = samples[(0, int(index))]
-        if readable:
+        image = np.empty((3, spec.size, spec.size), np.float32)
+        if samples.fill(image, (0, int(index))):
             pixels = np.clip((image * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
             sheet[divmod(place, columns)] = pixels.transpose(1, 2, 0)
     return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * spec.size, columns * spec.size, 3)

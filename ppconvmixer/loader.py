@@ -1,13 +1,22 @@
 """Batches of decoded pictures, made by worker processes.
 
-A broken picture ends nothing: ``paddle.io.DataLoader`` hangs or dies without a reason when a sample
-raises, so a sample that cannot be read arrives marked, and the consumer decides.
+A broken picture ends nothing: it arrives marked, and the consumer decides. A worker that dies or
+hangs ends the iteration with an error that names the picture it was at; ``paddle.io.DataLoader``
+waits for ever there, or says that a queue was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import mmap
+import multiprocessing
+import os
+import signal
+import time
+import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from typing import Any, Callable
 
 import numpy as np
@@ -18,17 +27,26 @@ from .datasets import Pictures
 from .errors import UserError
 from .transforms import decode
 
+SECONDS_A_SAMPLE = 60.0  # no picture takes so long; a worker that does not get on hangs (a dead network disk, say)
+SLOTS = 2  # batches every worker makes ahead
+_FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)  # a terminal and a scheduler send them to the workers as well
+
+Key = tuple[int, int]
+"""Epoch and place in the data set: what a sample depends on, beside the seed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Images float32 (N, 3, size, size) and labels int64 (N,) as Paddle tensors; the rest as arrays."""
+    """Samples in the order they were asked for."""
 
-    images: Any
-    labels: Any
+    images: np.ndarray
+    """float32 (N, 3, size, size)."""
+    labels: np.ndarray
+    """int64 (N,)."""
     indices: np.ndarray
-    """The place of every picture in the data set."""
+    """int64 (N,), the place of every picture in the data set."""
     readable: np.ndarray
-    """False where the picture is broken; its image is then all zero."""
+    """bool (N,), False where the picture is broken; its image is then all zero."""
 
 
 class Samples:
@@ -71,27 +89,141 @@ class Samples:
             return self.transform(picture)
         return self.transform(picture, np.random.default_rng((self.seed, epoch, index)))
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int, int, int]:
+    def fill(self, image: np.ndarray, key: Key) -> bool:
+        """Write the sample at ``key`` to ``image``, or zeros; tell whether the picture could be read."""
         epoch, index = key
         try:
-            image, readable = self.read(index, epoch), True
-        except Exception:  # whatever it is, an exception must not leave a worker; `broken` finds the reason
-            image, readable = np.zeros((3, self.size, self.size), np.float32), False
-        return image, int(self.pictures.labels[index]), index, int(readable)
+            image[:] = self.read(index, epoch)
+            return True
+        except Exception:  # whatever it is, it must not end a worker; `reasons` finds it out
+            image[:] = 0
+            return False
 
 
 def batches(samples: Samples, order: Sequence[int], batch_size: int, workers: int, epoch: int = 0) -> Iterator[Batch]:
     """Yield the samples at ``order``, ``batch_size`` at a time; the last batch may be smaller.
 
     Args:
-        workers: processes that read and transform; 0 does it in a thread of this one.
-    """
-    import paddle
+        workers: processes that read and transform; 0 does it in this one.
 
+    Raises:
+        UserError: a worker died, or took longer than ``SECONDS_A_SAMPLE`` over one picture.
+    """
     keys = [[(epoch, int(i)) for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
-    loader = paddle.io.DataLoader(samples, batch_sampler=keys, num_workers=workers, return_list=True)
-    for images, labels, indices, readable in loader:
-        yield Batch(images, labels, indices.numpy(), readable.numpy().astype(bool))
+    workers = min(workers, len(keys)) if hasattr(os, "fork") else 0
+    made = _with_workers(samples, keys, workers) if workers else _here(samples, keys)
+    with contextlib.closing(made):
+        for some, (images, readable) in zip(keys, made):
+            indices = np.array([index for _, index in some])
+            yield Batch(images, samples.pictures.labels[indices], indices, readable)
+
+
+def _here(samples: Samples, keys: list[list[Key]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for some in keys:
+        images = np.empty((len(some), 3, samples.size, samples.size), np.float32)
+        yield images, np.array([samples.fill(image, key) for image, key in zip(images, some)])
+
+
+def _with_workers(samples: Samples, keys: list[list[Key]], workers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Deal the batches out in turn; every worker fills one slot while the other waits to be taken."""
+    pool: list[_Worker] = []
+    try:
+        for _ in range(workers):
+            pool.append(_Worker(samples, len(keys[0]), [worker.connection for worker in pool]))
+        for number in range(min(workers * SLOTS, len(keys))):
+            pool[number % workers].start(number // workers % SLOTS, keys[number])
+        for number, some in enumerate(keys):
+            worker, slot = pool[number % workers], number // workers % SLOTS
+            worker.wait()
+            made = worker.images[slot, : len(some)].copy(), worker.readable[slot, : len(some)].copy()
+            if number + workers * SLOTS < len(keys):
+                worker.start(slot, keys[number + workers * SLOTS])
+            yield made
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+class _Worker:
+    """A process that makes batches in memory it shares with this one, so that no pixel goes through a pipe."""
+
+    def __init__(self, samples: Samples, batch_size: int, others: list[Connection]):
+        self.samples = samples
+        self.images = _shared((SLOTS, batch_size, 3, samples.size, samples.size), np.float32)
+        self.readable = _shared((SLOTS, batch_size), np.bool_)
+        self.at = _shared((2,), np.int64)
+        """The picture under work, and how many have been begun."""
+        context = multiprocessing.get_context("fork")  # shares the pictures; nothing need be picklable
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=self._serve, args=(theirs, [*others, self.connection]), daemon=True)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)  # until the child ignores them
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+        # Should nobody call `stop`, the end of the program does; waiting for a stuck worker would be for ever.
+        self.stop = weakref.finalize(self, _stop, self.process, self.connection)
+
+    def start(self, slot: int, keys: list[Key]) -> None:
+        """Have the samples at ``keys`` made."""
+        with contextlib.suppress(OSError):  # it died; `wait` says so
+            self.connection.send((slot, keys))
+
+    def wait(self) -> None:
+        """Wait for the batch that was started first.
+
+        Raises:
+            UserError: the process died or hangs.
+        """
+        begun, since = self.at[1], time.monotonic()
+        while not wait([self.connection, self.process.sentinel], timeout=0.2):
+            if self.at[1] != begun:
+                begun, since = self.at[1], time.monotonic()
+            elif time.monotonic() - since > SECONDS_A_SAMPLE:
+                raise UserError(f"reading {self._name()} took more than {SECONDS_A_SAMPLE:g} s; is its disk reachable?")
+        try:
+            self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.process.join()
+            raise UserError(
+                f"a data worker died ({_death(self.process.exitcode)}) at {self._name()}; "
+                "take that picture out, or, if memory was short, use fewer workers or a smaller batch"
+            ) from error
+
+    def _name(self) -> str:
+        return self.samples.pictures.names[int(self.at[0])]
+
+    def _serve(self, connection: Connection, others: list[Connection]) -> None:
+        """Work in the child process until the parent closes the connection or is gone."""
+        for other in others:  # held open here, they would keep the workers from noticing that the parent is gone
+            other.close()
+        for number in _FOR_THE_PARENT:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_PARENT)
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                slot, keys = connection.recv()
+                for place, key in enumerate(keys):
+                    self.at[:] = key[1], self.at[1] + 1
+                    self.readable[slot, place] = self.samples.fill(self.images[slot, place], key)
+                connection.send(slot)
+
+
+def _shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an array of zeros that forked processes share; containers often limit /dev/shm, which this is not."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
+
+
+def _stop(process: Any, connection: Connection) -> None:
+    connection.close()
+    process.kill()
+    process.join()
+
+
+def _death(exitcode: int) -> str:
+    return f"signal {signal.Signals(-exitcode).name}" if exitcode < 0 else f"exit code {exitcode}"
 
 
 class TrainBatches:
@@ -100,12 +232,19 @@ class TrainBatches:
     With several processes each global batch is drawn as one process would draw it and dealt out. A
     last batch that is not full is left out, unless it is the only one.
 
+    Args:
+        epoch: of the first pass.
+        skip: batches of the first pass that are done already.
+
     Raises:
         UserError: while iterating, when a picture is broken; all broken ones are named.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, workers: int, epoch: int = 0):
-        self.samples, self.batch_size, self.workers, self.epoch = samples, batch_size, workers, epoch
+    def __init__(self, samples: Samples, batch_size: int, workers: int, epoch: int = 0, skip: int = 0):
+        self.samples, self.batch_size, self.workers = samples, batch_size, workers
+        self.epoch, self.skip = epoch, skip
+        self.current = np.empty(0, np.int64)
+        """The pictures of the batch under work."""
         self.global_batch = batch_size * distributed.WORLD
         if distributed.WORLD > 1 and len(samples) < self.global_batch:
             raise UserError(
@@ -115,14 +254,17 @@ class TrainBatches:
     def __len__(self) -> int:
         return max(len(self.samples) // self.global_batch, 1)
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
         order = np.random.default_rng((self.samples.seed, self.epoch)).permutation(len(self.samples))
-        order = order[: len(self) * self.global_batch][distributed.RANK :: distributed.WORLD]
-        for batch in batches(self.samples, order, self.batch_size, self.workers, self.epoch):
+        order = order[self.skip * self.global_batch : len(self) * self.global_batch]
+        epoch, self.epoch, self.skip = self.epoch, self.epoch + 1, 0
+        for batch in batches(
+            self.samples, order[distributed.RANK :: distributed.WORLD], self.batch_size, self.workers, epoch
+        ):
             if not batch.readable.all():
                 raise broken(self.samples, self.workers)
+            self.current = batch.indices
             yield [batch.images, batch.labels]
-        self.epoch += 1
 
 
 def broken(samples: Samples, workers: int, limit: int = 0) -> UserError:

@@ -105,6 +105,8 @@ class Train:
         seed: of weights, held-out pictures, shuffling and augmentation.
         monitor: top1 or loss of the validation part; says which epoch is the best.
         patience: stop after so many epochs without a better one; 0 never stops early.
+        save_minutes: within an epoch, save the state for ``--resume`` this often; 0 saves after every step.
+            After every epoch, and at Ctrl-C or SIGTERM, it is saved anyway.
     """
 
     epochs: int
@@ -114,6 +116,7 @@ class Train:
     seed: int = 0
     monitor: str = "top1"
     patience: int = 0
+    save_minutes: float = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Recipe:
             ("train.label_smoothing", 0 <= self.train.label_smoothing < 1, "a number in [0, 1)"),
             ("train.seed", self.train.seed >= 0, "at least 0"),
             ("train.patience", self.train.patience >= 0, "at least 0"),
+            ("train.save_minutes", self.train.save_minutes >= 0, "at least 0"),
             ("optimizer.lr", 0 < self.optimizer.lr < math.inf, "a number above 0"),
             ("optimizer.weight_decay", 0 <= self.optimizer.weight_decay < math.inf, "at least 0"),
             ("optimizer.epsilon", 0 < self.optimizer.epsilon < math.inf, "a number above 0"),
@@ -200,9 +204,13 @@ class Recipe:
         """Return the input of the model with the recipe's changes."""
         return input_spec(self.model.name, **{k: tuple(v) if isinstance(v, list) else v for k, v in self.input.items()})
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the complete recipe as JSON and YAML can write it."""
+        return _plain(self)
+
     def to_yaml(self) -> str:
         """Return the complete recipe as YAML, every key written out."""
-        return yaml.safe_dump(_plain(self), sort_keys=False, allow_unicode=True, default_flow_style=None)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def load(path: PathLike, overrides: Iterable[str] = ()) -> Recipe:
@@ -227,9 +235,18 @@ def load(path: PathLike, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(f"{file}: {error}") from error
 
 
+def from_dict(tree: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that ``Recipe.to_dict`` took apart.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    return _parse(Recipe, tree, "")
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Return a line ``key: old -> new`` for every setting that differs."""
-    a, b = (_flat(_plain(recipe)) for recipe in (old, new))
+    a, b = (_flat(recipe.to_dict()) for recipe in (old, new))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 

@@ -18,7 +18,7 @@ class Brightness:
         self.num_classes = num_classes
 
     def __call__(self, images):
-        mean = images.numpy().mean((1, 2, 3), dtype=np.float64)
+        mean = images.mean((1, 2, 3), dtype=np.float64)
         return (mean[:, None] * np.sin(np.arange(self.num_classes) * 7.0) * 5).astype(np.float32)
 
 

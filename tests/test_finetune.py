@@ -6,7 +6,7 @@ import paddle
 import pytest
 from conftest import ROOT, random_state, write_layout
 
-from ppconvmixer import UserError, card, checkpoint, finetune, recipe, zoo
+from ppconvmixer import UserError, card, checkpoint, finetune, recipe, run_folder, run_state, zoo
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -29,7 +29,10 @@ def finished(class_folders, tmp_path_factory):
 
 def test_a_run_folder_holds_what_it_should(finished, class_folders):
     folder, result = finished
-    assert sorted(p.name for p in folder.iterdir()) == sorted(finetune.RUN_FILES)
+    states = {p.name for p in run_state.files(folder)}
+    assert states == {"state-0000000003.safetensors", "state-0000000006.safetensors"}
+    wanted = {*run_folder.RUN_FILES, *states, ".lock"} - {"not_finite.txt"}
+    assert {p.name for p in folder.iterdir()} == wanted
     assert recipe.load(folder / "recipe.yaml") == small(class_folders)
     assert json.loads((folder / "result.json").read_text()) == result
     keys = {"model", "weights", "engine", "samples", "skipped", "top1", "top5", "loss", "images_per_second"}
@@ -71,62 +74,6 @@ def test_overwrite_replaces_the_run_and_nothing_else(class_folders, tmp_path):
     assert len(checkpoint.read(tmp_path / "best.pdparams")) == 56
 
 
-def states(folder):
-    return checkpoint.read(folder / "state.safetensors")
-
-
-def interrupt_after(monkeypatch, epochs):
-    from ppconvmixer import callbacks
-
-    original = callbacks.Tell.on_epoch_end
-
-    def stop(self, epoch, logs=None):
-        original(self, epoch, logs)
-        if self.state.epochs == epochs:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(callbacks.Tell, "on_epoch_end", stop)
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(class_folders, tmp_path, monkeypatch, optimizer):
-    ours = small(
-        class_folders, "train.epochs=3", f"optimizer.name={optimizer}", "model.drop_rate=0.2", "augment.hflip=0.5"
-    )
-    finetune.finetune(ours, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_after(patch, 1)
-        finetune.finetune(ours, tmp_path / "broken")
-    paddle.nn.Linear(2, 2)  # shifts Paddle's automatic names, as another program would
-    result = finetune.finetune(dataclasses.replace(ours, data=dataclasses.replace(ours.data, workers=2)),
-                               tmp_path / "broken", resume=True)  # fmt: skip
-    whole, broken = states(tmp_path / "whole"), states(tmp_path / "broken")
-    assert set(whole) == set(broken) and any(name.startswith("optimizer/") for name in whole)
-    for name, value in whole.items():
-        np.testing.assert_array_equal(broken[name], value, err_msg=name)
-    expected = json.loads((tmp_path / "whole/result.json").read_text())
-    for key in ("top1", "loss", "best_epoch", "samples"):
-        assert result[key] == expected[key]
-
-
-def test_resuming_a_complete_run_changes_nothing(finished, class_folders):
-    folder, result = finished
-    before = (folder / "last.pdparams").read_bytes()
-    again = finetune.finetune(small(class_folders), folder, resume=True)
-    assert (folder / "last.pdparams").read_bytes() == before
-    assert {k: again[k] for k in ("top1", "loss", "best_epoch")} == {
-        k: result[k] for k in ("top1", "loss", "best_epoch")
-    }
-
-
-def test_resume_refuses_another_recipe_and_an_empty_folder(finished, class_folders, tmp_path):
-    with pytest.raises(UserError, match=r"optimizer.lr: 0.02 -> 0.5"):
-        finetune.finetune(small(class_folders, "optimizer.lr=0.5"), finished[0], resume=True)
-    with pytest.raises(UserError, match="nothing to resume"):
-        finetune.finetune(small(class_folders), tmp_path / "new", resume=True)
-    assert not (tmp_path / "new").exists()
-
-
 def test_early_stopping(class_folders, tmp_path):
     ours = small(class_folders, "train.epochs=30", "train.patience=2", "optimizer.lr=1e-12", "schedule.name=constant")
     finetune.finetune(ours, tmp_path / "run")
@@ -138,15 +85,18 @@ def test_early_stopping(class_folders, tmp_path):
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(class_folders, tmp_path, monkeypatch):
     from ppconvmixer import callbacks
 
-    original = callbacks.Tell.on_epoch_end
+    original = callbacks.Tell.on_epoch_begin
 
     def poison(self, epoch, logs=None):
         original(self, epoch, logs)
-        self.model.network.head.bias.set_value(np.full(3, np.nan, np.float32))
+        if self.state.epochs:
+            self.model.network.head.bias.set_value(np.full(3, np.nan, np.float32))
 
-    monkeypatch.setattr(callbacks.Tell, "on_epoch_end", poison)
-    with pytest.raises(UserError, match="the loss is nan in epoch 2, step 1"):
+    monkeypatch.setattr(callbacks.Tell, "on_epoch_begin", poison)
+    with pytest.raises(UserError, match=r"the loss is nan in epoch 2, step 1; the batch held train/.*\.png and 5 more"):
         finetune.finetune(small(class_folders), tmp_path / "run")
+    names = (tmp_path / "run/not_finite.txt").read_text().splitlines()
+    assert len(names) == 8 and set(names) <= {p.relative_to(class_folders).as_posix() for p in class_folders.rglob("*")}
     assert all(np.isfinite(v).all() for v in checkpoint.read(tmp_path / "run/last.pdparams").values())
 
 
@@ -211,7 +161,7 @@ def test_a_step_of_every_shipped_recipe(path, class_folders, tmp_path):
         overrides.append(f"model.weights={weights}")
     result = finetune.finetune(recipe.load(path, overrides), tmp_path / "run")
     assert np.isfinite(result["loss"])
-    assert states(tmp_path / "run")["model/stem.2._mean"].any()
+    assert checkpoint.read(tmp_path / "run/last.pdparams")["stem.2._mean"].any()
 
 
 def test_contact_sheet(class_folders):

@@ -1,3 +1,12 @@
+import dataclasses
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
 import numpy as np
 import pytest
 
@@ -26,7 +35,7 @@ def with_broken(class_folders, tmp_path):
 def drawn(pictures, workers, epoch=0, seed=3):
     samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0), hflip=0.5)), 16, seed=seed)
     loaded = TrainBatches(samples, 5, workers, epoch)
-    return [(images.numpy(), labels.numpy()) for images, labels in loaded]
+    return [(images, labels) for images, labels in loaded]
 
 
 def assert_equal(a, b):
@@ -46,9 +55,9 @@ def test_draws_depend_on_seed_epoch_and_index_alone(pictures):
 def test_every_pass_is_the_next_epoch(pictures):
     samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0))), 16, seed=3)
     loaded = TrainBatches(samples, 5, 0)
-    passes = [[(i.numpy(), lab.numpy()) for i, lab in loaded] for _ in range(2)]
+    passes = [list(loaded) for _ in range(2)]
     samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0))), 16, seed=3)
-    assert_equal(passes[1], [(i.numpy(), lab.numpy()) for i, lab in TrainBatches(samples, 5, 0, epoch=1)])
+    assert_equal(passes[1], list(TrainBatches(samples, 5, 0, epoch=1)))
 
 
 def test_global_random_state_is_left_alone(pictures):
@@ -70,7 +79,7 @@ def test_broken_pictures_arrive_marked_and_do_not_hang(with_broken, workers):
     found = list(batches(samples, range(6), 4, workers))
     assert np.concatenate([b.readable for b in found]).tolist() == [True, False, True, False, True, False]
     assert np.concatenate([b.indices for b in found]).tolist() == list(range(6))
-    assert not found[0].images.numpy()[1].any()
+    assert not found[0].images[1].any()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -100,9 +109,117 @@ def test_workers_read_one_tar_together(class_folders, tmp_path, kind):
     packed = datasets.from_folders(datasets.open_source(tmp_path / f"p{kind}"), "train")
     order = list(range(24)) * 4
     a, b = (
-        np.concatenate(
-            [batch.images.numpy() for batch in batches(Samples(p, eval_transform(SPEC), 16), order, 3, workers)]
-        )
+        np.concatenate([batch.images for batch in batches(Samples(p, eval_transform(SPEC), 16), order, 3, workers)])
         for p, workers in ((plain, 0), (packed, 3))
     )
     np.testing.assert_array_equal(a, b)
+
+
+class Spoilt:
+    """Pictures of which one does something to the process that reads it."""
+
+    def __init__(self, pictures, index, deed):
+        self.pictures, self.index, self.deed = pictures, index, deed
+
+    def __call__(self, i):
+        if i == self.index:
+            self.deed()
+        return self.pictures.fetch(i)
+
+
+def spoilt(pictures, index, deed):
+    samples = dataclasses.replace(pictures, fetch=Spoilt(pictures, index, deed))
+    return Samples(samples, eval_transform(SPEC), 16)
+
+
+def hang():
+    time.sleep(1000)
+
+
+def hang_deaf():
+    """As a read from a dead disk does: no signal but SIGKILL ends it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+    hang()
+
+
+@pytest.mark.parametrize("deed", [hang, hang_deaf])
+@pytest.mark.parametrize("index", [0, 7, 23])
+def test_a_worker_that_hangs_is_an_error_with_the_picture(pictures, monkeypatch, index, deed):
+    monkeypatch.setattr(loader, "SECONDS_A_SAMPLE", 0.5)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"reading {pictures.names[index]} took more than 0.5 s"):
+        list(batches(spoilt(pictures, index, deed), range(24), 5, 2))
+    assert time.monotonic() - began < 60
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("deed", "how"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "signal SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "signal SIGSEGV"),
+        (lambda: os._exit(3), "exit code 3"),
+    ],
+    ids=["killed", "crashed", "gone"],
+)
+@pytest.mark.parametrize("index", [0, 7, 23])
+def test_a_worker_that_dies_is_an_error_with_the_picture(pictures, index, deed, how):
+    with pytest.raises(UserError, match=rf"a data worker died \({how}\) at {pictures.names[index]}"):
+        list(batches(spoilt(pictures, index, deed), range(24), 5, 2))
+    assert not multiprocessing.active_children()
+
+
+def test_a_slow_picture_is_waited_for(pictures, monkeypatch):
+    monkeypatch.setattr(loader, "SECONDS_A_SAMPLE", 1.0)
+    samples = spoilt(pictures, 3, lambda: time.sleep(0.6))
+    assert sum(len(batch.indices) for batch in batches(samples, range(24), 24, 1)) == 24
+
+
+def test_workers_end_when_nobody_wants_more(pictures):
+    made = batches(Samples(pictures, eval_transform(SPEC), 16), list(range(24)) * 50, 2, 3)
+    next(made)
+    assert len(multiprocessing.active_children()) == 3
+    made.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent(class_folders, number):
+    """Also while they wait, and while they work; an orphan would hold memory and the run's lock."""
+    code = f"""
+        import time, multiprocessing
+        from ppconvmixer import datasets, loader, zoo
+        from ppconvmixer.transforms import eval_transform
+        spec = zoo.InputSpec(16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+        pictures = datasets.from_folders(datasets.Folder({str(class_folders)!r}), "train")
+        made = loader.batches(loader.Samples(pictures, eval_transform(spec), 16), list(range(24)) * 500, 2, 3)
+        next(made)
+        print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+        time.sleep(1000)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 3
+    parent.send_signal(number)
+    parent.wait(30)
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_ctrl_c_is_left_to_the_parent(pictures):
+    """A terminal sends SIGINT to the workers too; they must go on, so that the parent can stop in good order."""
+    made = batches(Samples(pictures, eval_transform(SPEC), 16), list(range(24)) * 4, 5, 2)
+    next(made)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGTERM)
+    assert sum(len(batch.indices) for batch in made) == 91

@@ -1,0 +1,181 @@
+"""The run folder: what it holds, who may write to it, and what must not have changed on ``--resume``."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Optional
+
+import filelock
+
+from . import distributed, run_state
+from . import recipe as recipes
+from .datasets import Pictures
+from .errors import UserError
+from .files import write_text
+from .recipe import Recipe
+from .run_state import Saved
+
+RUN_FILES = (
+    *("recipe.yaml", "pictures.csv", "environment.json", "log.txt", "visualdl", "result.json", "not_finite.txt"),
+    *("best.pdparams", "best.json", "last.pdparams", "last.json"),
+)
+"""What a run folder holds beside the states; ``--overwrite`` removes these and nothing else."""
+_HARMLESS = ("data.workers:", "train.save_minutes:")  # settings that change nothing of the result
+_LOCK_SECONDS = 10  # the data workers of a run that was just killed hold its lock until they notice
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder`` (made if need be) inside the block.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock")
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except filelock.Timeout as error:
+        raise UserError(f"another process is training into {folder}; choose another --output") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear(folder: Path, overwrite: bool) -> None:
+    """Remove the run in ``folder``.
+
+    Raises:
+        UserError: there is one, and ``overwrite`` is not given.
+    """
+    present = [folder / name for name in RUN_FILES if (folder / name).exists()] + run_state.files(folder)
+    if present and not overwrite:
+        raise UserError(
+            f"{folder} already holds a run; choose another --output, go on with --resume or replace it with --overwrite"
+        )
+    for path in present:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def describe(folder: Path, recipe: Recipe, pictures: str) -> None:
+    """Write down what is run on what; ``pictures`` is what ``listing`` says."""
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
+    write_text(folder / "pictures.csv", pictures)
+    write_text(folder / "environment.json", json.dumps(_environment(recipe), indent=2) + "\n")
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed run left half written."""
+    for name in (*RUN_FILES, "state-*.safetensors"):
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink()
+
+
+def listing(train: Pictures, val: Pictures) -> str:
+    """Return the pictures of a run as a CSV table: part, label, path."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["part", "label", "path"])
+    for part, pictures in (("train", train), ("val", val)):
+        rows.writerows((part, label, name) for label, name in zip(pictures.labels.tolist(), pictures.names))
+    return text.getvalue()
+
+
+def digest(pictures: str) -> str:
+    """Return the SHA-256 of a listing."""
+    return hashlib.sha256(pictures.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def changes(folder: Path, recipe: Recipe, pictures: str, saved: Optional[Saved]) -> list[str]:
+    """Say what is not as it was when ``saved`` was saved (or the run begun), a line each.
+
+    Raises:
+        UserError: nothing was saved, and ``folder`` holds weights that a new beginning would replace.
+    """
+    if saved is None:
+        if (folder / "last.pdparams").exists():
+            raise UserError(f"{folder} holds weights, but no saved state to go on from; start again with --overwrite")
+        before = recipes.load(folder / "recipe.yaml")
+    else:
+        before = recipes.from_dict(saved.facts["recipe"])
+    found = [line for line in recipes.differences(before, recipe) if not line.startswith(_HARMLESS)]
+    if saved and saved.facts["pictures"] != digest(pictures):
+        found.append(_changed_pictures(folder / "pictures.csv", pictures))
+    if saved and saved.facts["processes"] != distributed.WORLD:
+        found.append(f"processes: {saved.facts['processes']} -> {distributed.WORLD}")
+    return found
+
+
+def _changed_pictures(file: Path, pictures: str) -> str:
+    try:
+        before = _labels(file.read_text("utf-8", "surrogateescape"))
+    except (OSError, ValueError):
+        return f"the pictures changed, and {file}, which could say how, cannot be read"
+    now = _labels(pictures)
+    parts = []
+    for what, keys in (
+        ("added", now.keys() - before.keys()),
+        ("removed", before.keys() - now.keys()),
+        ("relabelled", {key for key in now.keys() & before.keys() if now[key] != before[key]}),
+    ):
+        if keys:
+            part, name = min(keys)
+            parts.append(f"{len(keys)} {what} (such as {part} {name})")
+    return f"pictures: {', '.join(parts) or 'their order changed'}"
+
+
+def _labels(table: str) -> dict[tuple[str, str], str]:
+    rows = csv.reader(io.StringIO(table))
+    next(rows)
+    return {(part, name): label for part, label, name in rows}
+
+
+def _environment(recipe: Recipe) -> dict[str, Any]:
+    """Return what a later reader needs to know of where the run was made."""
+    import paddle
+
+    versions = {}
+    for name in ("ppconvmixer", "numpy", "pillow", "visualdl", "scikit-learn"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": sys.argv,
+        "seed": recipe.train.seed,
+        "git_revision": _git_revision(),
+        "versions": {"python": platform.python_version(), "paddle": paddle.__version__, **versions},
+        "platform": platform.platform(),
+        "device": paddle.get_device(),
+        "processes": distributed.WORLD,
+        "cpus": os.cpu_count(),
+    }
+
+
+def _git_revision() -> Optional[str]:
+    """Return the revision of the clone this code runs from; None where it is installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None

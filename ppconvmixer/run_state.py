@@ -1,0 +1,205 @@
+"""Where a run stands: everything ``--resume`` needs, in one file that is whole or known to be damaged.
+
+A run folder keeps the last two, ``state-<steps taken>.safetensors``. Each carries the SHA-256 of its
+own content, so that a damaged newest one gives way to the one before.
+
+No random state is kept, because there is none to keep: every draw of the data depends on (seed,
+epoch, index) and every draw of the network (dropout) on (seed, step), see ``callbacks.Count``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import numpy as np
+
+from . import checkpoint
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import paddle
+
+logger = logging.getLogger("ppconvmixer")
+
+KEPT = 2
+
+
+@dataclasses.dataclass
+class RunState:
+    """How far a run is, and its best epoch so far."""
+
+    epochs: int = 0
+    """Epochs that are trained and evaluated."""
+    step: int = 0
+    """Steps taken in the epoch under way."""
+    steps: int = 0
+    """Steps taken in all."""
+    loss_sum: float = 0.0
+    """Sum of the losses of the epoch under way, over its steps."""
+    hits: float = 0.0
+    """Pictures of the epoch under way that were told right, of ``images``."""
+    images: int = 0
+    epoch_seconds: float = 0.0
+    """Time the steps of the epoch under way took."""
+    seconds: float = 0.0
+    """Time the steps of all epochs before took."""
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The evaluation of the last whole epoch."""
+    best: Optional[float] = None
+    """The monitored figure of the best epoch."""
+    best_epoch: int = 0
+    best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def improves(self, value: float, monitor: str) -> bool:
+        """Tell whether ``value`` beats the best so far: top1 by being larger, loss by being smaller."""
+        return self.best is None or (value < self.best if monitor == "loss" else value > self.best)
+
+    def end_epoch(self) -> None:
+        """Count the epoch under way as whole."""
+        self.seconds += self.epoch_seconds
+        self.epochs, self.step = self.epochs + 1, 0
+        self.loss_sum, self.hits, self.images, self.epoch_seconds = 0.0, 0.0, 0, 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a state file holds.
+
+    Args:
+        arrays: float32 by ``model/…``, ``optimizer/…`` and ``master/…``.
+        facts: what the caller of ``save`` gave.
+    """
+
+    path: Path
+    arrays: checkpoint.State
+    run: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the state files of a run folder, the newest first."""
+    return sorted(folder.glob("state-*.safetensors"), reverse=True)
+
+
+def save(folder: Path, model: paddle.Model, state: RunState, facts: Mapping[str, Any]) -> None:
+    """Write weights, optimiser, schedule, loss scale, counters and ``facts``, then drop what is too old.
+
+    Raises:
+        UserError: a weight is no number, or the file cannot be written; the files before are then as they were.
+    """
+    optimizer = model._optimizer.state_dict()
+    schedule, masters = optimizer.pop("LR_Scheduler", {}), optimizer.pop("master_weights", {})
+    arrays = {f"model/{name}": value for name, value in to_arrays(model.network.state_dict()).items()}
+    for name, parameter in model.network.named_parameters():
+        if parameter.name in masters:
+            arrays[f"master/{name}"] = _array(masters[parameter.name])
+        for key, value in optimizer.items():
+            if key.startswith(f"{parameter.name}_"):
+                arrays[f"optimizer/{name}/{key[len(parameter.name) + 1 :]}"] = _array(value)
+    poisoned = [name for name, value in arrays.items() if not np.isfinite(value).all()]
+    if poisoned:
+        raise UserError(
+            f"{poisoned[0]} holds numbers that are not finite after step {state.steps}; nothing was saved over the "
+            "state before; try a smaller optimizer.lr or optimizer.clip_norm"
+        )
+    scaler = getattr(model, "_scaler", None)
+    records = {
+        "run": dataclasses.asdict(state),
+        "schedule": schedule,
+        "scaler": {k: np.asarray(v).item() for k, v in scaler.state_dict().items()} if scaler else {},
+        "facts": dict(facts),
+    }
+    text = json.dumps(records)
+    metadata = {"ppconvmixer": text, "sha256": _digest(arrays, text)}
+    checkpoint.write(folder / f"state-{state.steps:010d}.safetensors", arrays, metadata)
+    for old in files(folder)[KEPT:]:
+        old.unlink()
+
+
+def read(folder: Path) -> Optional[Saved]:
+    """Return the newest state of a run folder that is whole; None where none was saved yet.
+
+    Raises:
+        UserError: there are some, and all are damaged.
+    """
+    reasons = []
+    for path in files(folder):
+        try:
+            saved = _read(path)
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            reasons.append(f"{path.name}: {error}")
+            continue
+        if reasons:
+            logger.warning("damaged: %s; going on from the state before it, %s", "; ".join(reasons), path.name)
+        return saved
+    if reasons:
+        raise UserError(
+            f"every saved state in {folder} is damaged ({'; '.join(reasons)}); start again with --overwrite"
+        )
+    return None
+
+
+def restore(saved: Saved, model: paddle.Model) -> RunState:
+    """Bring ``model`` and its optimiser to where ``save`` found them; returns the counters.
+
+    The optimiser's entries are kept by the structural names of the parameters: Paddle's automatic
+    ones change with every layer built earlier in the process.
+
+    Raises:
+        UserError: it is the state of another network or optimiser.
+    """
+    import paddle
+
+    try:
+        state = RunState(**saved.run)
+        network = {name: saved.arrays[f"model/{name}"] for name in model.network.state_dict()}
+        parameters = dict(model.network.named_parameters())
+        optimizer: dict[str, Any] = {"LR_Scheduler": saved.schedule}
+        for key, value in saved.arrays.items():
+            part, name, *entry = key.split("/")
+            if part == "optimizer":
+                optimizer[f"{parameters[name].name}_{entry[0]}"] = paddle.to_tensor(value)
+            elif part == "master":
+                masters = optimizer.setdefault("master_weights", {})
+                masters[parameters[name].name] = paddle.to_tensor(value)
+        model.network.set_state_dict(network)
+        model._optimizer.set_state_dict(optimizer)
+        if saved.scaler:
+            model._scaler = paddle.amp.GradScaler()
+            model._scaler.load_state_dict({**saved.scaler, "scale": [saved.scaler["scale"]]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{saved.path} does not fit this recipe ({error}); start again with --overwrite") from error
+    return state
+
+
+def to_arrays(tensors: Mapping[str, Any]) -> checkpoint.State:
+    """Return the tensors as float32 arrays, whatever precision the training runs in."""
+    return {name: _array(value) for name, value in tensors.items()}
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.astype("float32").numpy()
+
+
+def _read(path: Path) -> Saved:
+    arrays, metadata = checkpoint.read(path), checkpoint.read_metadata(path)
+    text = metadata["ppconvmixer"]
+    if _digest(arrays, text) != metadata["sha256"]:
+        raise UserError("its content is not what was written")
+    return Saved(path, arrays, **json.loads(text))
+
+
+def _digest(arrays: checkpoint.State, text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        digest.update(f"\n{name} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()

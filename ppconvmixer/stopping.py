@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM as a wish to stop, which a loop grants where it can stop without loss."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any, Optional
+
+
+class Stopped(KeyboardInterrupt):
+    """The wish was granted; ``signal`` is the number of the signal that brought it."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.signal = number
+
+
+class StopWish:
+    """Use it in a ``with`` block; inside, the first Ctrl-C or SIGTERM only sets ``signal``.
+
+    A second one does what it always did, so that nobody is held up by a step that takes long.
+    """
+
+    def __init__(self) -> None:
+        self.signal: Optional[int] = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopWish:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+            self._before = {n: signal.signal(n, self._hear) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def grant(self) -> None:
+        """Raise ``Stopped`` if somebody wants to stop."""
+        if self.signal is not None:
+            raise Stopped(self.signal)
+
+    def _hear(self, number: int, _: Optional[FrameType]) -> None:
+        self.signal = number
+        self.__exit__()
+        os.write(2, b"\nstopping after this step; once more stops at once and loses it\n")  # logging is not reentrant

@@ -1,0 +1,432 @@
+"""Runs that are cut off in every way, and go on as if they had not been."""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+
+from ppconvmixer import UserError, callbacks, checkpoint, finetune, recipe, run_state
+from ppconvmixer.stopping import Stopped
+
+LENGTH = {"epochs": 3, "steps": 9}
+
+
+def settings(class_folders, *overrides):
+    """Three epochs of three steps that use all that could go wrong: dropout, augmentation, moments."""
+    return [
+        *("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"),
+        *("data.val_fraction=null", "train.epochs=3", "train.batch_size=8", "data.workers=0"),
+        *("model.drop_rate=0.2", "augment.hflip=0.5", "train.save_minutes=0"),
+        *overrides,
+    ]
+
+
+def train(overrides, folder, resume=False, **more):
+    return finetune.finetune(recipe.load("digits", overrides), Path(folder), resume=resume, **more)
+
+
+def curves(folder):
+    """Return {tag: [(step, value), ...]} as VisualDL reads them."""
+    from visualdl import LogReader
+
+    (file,) = (folder / "visualdl").iterdir()
+    reader = LogReader(file_path=str(file))
+    return {tag: [(row.id, row.value) for row in reader.get_data("scalar", tag)] for tag in reader.get_tags()["scalar"]}
+
+
+def assert_same_run(folder, whole):
+    """Weights, optimiser and curves of ``folder`` are those of ``whole``, bit for bit."""
+    ours, theirs = run_state.read(folder), run_state.read(whole)
+    assert set(ours.arrays) == set(theirs.arrays)
+    for name, value in theirs.arrays.items():
+        np.testing.assert_array_equal(ours.arrays[name], value, err_msg=name)
+    timing = ("seconds", "epoch_seconds", "images_per_second")
+    for key, value in theirs.run.items():
+        if key in ("metrics", "best_metrics"):
+            assert {k: v for k, v in ours.run[key].items() if k not in timing} == {
+                k: v for k, v in value.items() if k not in timing
+            }
+        elif key not in timing:
+            assert ours.run[key] == value, key
+    for name in ("best", "last"):
+        assert (folder / f"{name}.pdparams").read_bytes() == (whole / f"{name}.pdparams").read_bytes()
+        ours_card, card = (json.loads((f / f"{name}.json").read_text()) for f in (folder, whole))
+        assert ours_card["sha256"] == card["sha256"] and ours_card["facts"]["top1"] == card["facts"]["top1"]
+    drawn, expected = curves(folder), curves(whole)
+    assert set(drawn) == set(expected)
+    for tag, points in expected.items():
+        if "images_per_second" in tag:
+            assert [step for step, _ in drawn[tag]] == [step for step, _ in points], tag
+        else:
+            assert drawn[tag] == points, tag
+    assert [step for step, _ in drawn["train/loss"]] == list(range(1, LENGTH["steps"] + 1))
+    assert [step for step, _ in drawn["eval/loss"]] == list(range(1, LENGTH["epochs"] + 1))
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.fixture(scope="module", params=["adamw", "sgd"])
+def whole(request, class_folders, tmp_path_factory):
+    """The settings and the folder of an unbroken run."""
+    folder = tmp_path_factory.mktemp("whole") / request.param
+    overrides = settings(class_folders, f"optimizer.name={request.param}")
+    train(overrides, folder)
+    return overrides, folder
+
+
+def stop_at(monkeypatch, callback, method, count):
+    """Wish to stop when ``callback.method`` is called for the ``count``-th time."""
+    original, calls = getattr(callback, method), []
+
+    def watch(self, *args):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(callback, method, watch)
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "steps"),
+    [
+        ("on_train_batch_begin", 1, 1),
+        ("on_train_batch_begin", 5, 5),
+        ("on_train_batch_end", 3, 3),
+        ("on_epoch_begin", 2, 4),
+    ],
+)
+def test_ctrl_c_saves_within_a_step_and_resume_goes_on_there(whole, tmp_path, monkeypatch, method, count, steps):
+    overrides, folder = whole
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, callbacks.Count, method, count)
+        train(overrides, tmp_path / "run")
+    assert run_state.read(tmp_path / "run").run["steps"] == steps
+    paddle.nn.Linear(2, 2)  # shifts Paddle's automatic names, as another program would
+    result = train([*overrides, "data.workers=2"], tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", folder)
+    expected = json.loads((folder / "result.json").read_text())
+    for key in ("top1", "loss", "best_epoch", "samples", "epochs"):
+        assert result[key] == expected[key]
+
+
+def test_ctrl_c_during_the_evaluation_does_not_wait_for_its_end(whole, tmp_path, monkeypatch):
+    overrides, folder = whole
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, callbacks._Interruptible, "__call__", 3)  # two batches an evaluation: in the second one
+        train(overrides, tmp_path / "run")
+    saved = run_state.read(tmp_path / "run").run
+    assert (saved["epochs"], saved["step"]) == (1, 3)
+    train(overrides, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", folder)
+
+
+# --- killed -------------------------------------------------------------------------------------------
+
+
+def run_and_die(overrides, folder, resume, at_operation):
+    """In a process of its own: train, and at the given operation on a file die without a chance to clean up."""
+    done = []
+
+    def deadly(original):
+        def operation(*args, **kwargs):
+            done.append(1)
+            if len(done) == at_operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return operation
+
+    logging.getLogger("ppconvmixer").addHandler(logging.FileHandler(f"{folder}.log"))
+    for name in ("replace", "fsync", "unlink", "truncate", "chmod"):
+        setattr(os, name, deadly(getattr(os, name)))
+    train(overrides, folder, resume)
+
+
+@pytest.fixture(scope="module")
+def forkserver():
+    """Processes that have Paddle imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ppconvmixer.finetune", "ppconvmixer.callbacks", "test_resume"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    yield context
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def attempt(context, overrides, folder, at_operation=0, seconds=None):
+    """Start or go on, and be killed at an operation or after ``seconds``; tells whether the run got to its end."""
+    resume = (folder / "recipe.yaml").exists()
+    process = context.Process(target=run_and_die, args=(overrides, folder, resume, at_operation))
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), Path(f"{folder}.log").read_text()
+    return process.exitcode == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_twenty_random_moments(whole, tmp_path, forkserver, workers):
+    """The state is saved after every step here, so many a kill falls into a save."""
+    overrides, folder = whole
+    overrides = [*overrides, f"data.workers={workers}"]
+    began = time.monotonic()
+    assert attempt(forkserver, overrides, tmp_path / "timed")
+    whole_run = time.monotonic() - began
+    rng = random.Random(workers)
+    kills, run = 0, 0
+    while kills < 20:
+        run += 1
+        while not attempt(forkserver, overrides, tmp_path / f"run{run}", seconds=rng.uniform(0.05, 0.7) * whole_run):
+            kills += 1
+        assert_same_run(tmp_path / f"run{run}", folder)
+    print(f"{kills} kills in {run} runs with {workers} workers")
+
+
+@pytest.mark.parametrize("whole", ["adamw"], indirect=True)
+@pytest.mark.parametrize("share", [pytest.param(1, marks=pytest.mark.slow), 12])
+def test_killed_at_operations_on_files(whole, tmp_path, forkserver, share):
+    """Die before the first, second, third ... rename, sync, removal or truncation of a run, and before one of the next."""
+    overrides, folder = whole
+    rng = random.Random(0)
+    kills = 0
+    for number in range(1, 1000, share):
+        run = tmp_path / str(number)
+        if attempt(forkserver, overrides, run, at_operation=number):
+            break
+        kills += 1
+        kills += not attempt(forkserver, overrides, run, at_operation=rng.randint(1, 30))
+        attempt(forkserver, overrides, run)
+        assert_same_run(run, folder)
+    print(f"{kills} kills at operations on files")
+    assert kills > 100 / share
+
+
+# --- damaged, changed, refused ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(whole, tmp_path, monkeypatch):
+    """A run that was stopped after five of its nine steps."""
+    overrides, folder = whole
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, callbacks.Count, "on_train_batch_begin", 5)
+        train(overrides, tmp_path / "run")
+    return overrides, tmp_path / "run", folder
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit", "header", "record"])
+def test_a_damaged_newest_state_gives_way_to_the_one_before(stopped, damage, caplog):
+    overrides, run, folder = stopped
+    newest, before = run_state.files(run)
+    content = bytearray(newest.read_bytes())
+    if damage == "empty":
+        content = b""
+    elif damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "bit":
+        content[-1000] ^= 1
+    elif damage == "header":
+        content[30] ^= 1
+    else:
+        content = content.replace(b'\\"steps\\": 5', b'\\"steps\\": 4')
+        assert content != newest.read_bytes()
+    newest.write_bytes(content)
+    with caplog.at_level("WARNING", logger="ppconvmixer"):
+        train(overrides, run, resume=True)
+    assert f"damaged: {newest.name}" in caplog.text and f"the state before it, {before.name}" in caplog.text
+    assert_same_run(run, folder)
+
+
+def test_two_damaged_states_are_refused_and_kept(stopped):
+    overrides, run, _ = stopped
+    for path in run_state.files(run):
+        path.write_bytes(path.read_bytes()[:1000])
+    held = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and p.name != "log.txt"}
+    with pytest.raises(UserError, match="every saved state .* is damaged .*--overwrite"):
+        train(overrides, run, resume=True)
+    assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and p.name != "log.txt"} == held
+
+
+def test_a_state_of_another_optimiser_is_refused(stopped):
+    overrides, run, _ = stopped
+    saved = run_state.read(run)
+    records = {k: getattr(saved, k) for k in ("run", "schedule", "scaler", "facts")}
+    arrays = {name: value for name, value in saved.arrays.items() if name != "model/head.bias"}
+    text = json.dumps(records)
+    metadata = {"ppconvmixer": text, "sha256": run_state._digest(arrays, text)}
+    checkpoint.write(run_state.files(run)[0], arrays, metadata)
+    with pytest.raises(UserError, match=r"does not fit this recipe .*head\.bias"):
+        train(overrides, run, resume=True)
+
+
+def test_a_changed_recipe_is_refused_with_the_difference_unless_told_otherwise(stopped):
+    overrides, run, _ = stopped
+    changed = [*overrides, "optimizer.lr=0.03", "train.epochs=4"]
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.02 -> 0.03; train.epochs: 3 -> 4.*--allow-changes"):
+        train(changed, run, resume=True)
+    result = train(changed, run, resume=True, allow_changes=True)
+    assert result["epochs"] == 4 and recipe.load(run / "recipe.yaml").train.epochs == 4
+    train(changed, run, resume=True)  # from now on this is the recipe
+
+
+def test_changed_pictures_are_refused_with_the_difference_unless_told_otherwise(class_folders, tmp_path):
+    import shutil
+
+    pictures = tmp_path / "pictures"
+    shutil.copytree(class_folders, pictures)
+    overrides = settings(pictures, "train.epochs=1")
+    train(overrides, tmp_path / "run")
+    (pictures / "train/cat/cat 0.png").rename(pictures / "train/cat/new.png")
+    (pictures / "val/owl/owl 1.png").unlink()
+    longer = [*overrides, "train.epochs=2"]
+    with pytest.raises(UserError) as error:
+        train(longer, tmp_path / "run", resume=True)
+    message = str(error.value)
+    assert "1 added (such as train train/cat/new.png), 2 removed (such as train train/cat/cat 0.png)" in message
+    assert "train.epochs: 1 -> 2" in message
+    assert train(longer, tmp_path / "run", resume=True, allow_changes=True)["samples"] == 11
+
+
+def test_a_run_killed_before_its_first_state_begins_again(whole, tmp_path):
+    overrides, folder = whole
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").write_bytes((folder / "recipe.yaml").read_bytes())
+    (tmp_path / "run/.recipe.yaml.x.tmp").write_text("half")
+    train(overrides, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", folder)
+
+
+def test_resuming_a_complete_run_changes_nothing(whole):
+    overrides, folder = whole
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".pdparams", ".safetensors")}
+    expected = json.loads((folder / "result.json").read_text())
+    again = train(overrides, folder, resume=True)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name in before} == before
+    assert again == expected
+
+
+def test_resume_refuses_a_folder_without_a_run(class_folders, tmp_path):
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(settings(class_folders), tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_without_a_state_are_not_overwritten(whole, tmp_path):
+    overrides, folder = whole
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("recipe.yaml", "last.pdparams"):
+        (run / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(UserError, match="no saved state to go on from"):
+        train(overrides, run, resume=True)
+    assert (run / "last.pdparams").read_bytes() == (folder / "last.pdparams").read_bytes()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(stopped):
+    overrides, run, _ = stopped
+    before = {p: p.read_bytes() for p in run_state.files(run)}
+    network = paddle.nn.Linear(2, 2)
+    network.bias.set_value(np.array([1, np.inf], np.float32))
+    model = paddle.Model(network)
+    model.prepare(paddle.optimizer.Adam(parameters=network.parameters()))
+    with pytest.raises(UserError, match="model/bias holds numbers that are not finite after step 7"):
+        run_state.save(run, model, run_state.RunState(steps=7), {})
+    assert {p: p.read_bytes() for p in run_state.files(run)} == before
+
+
+def test_two_processes_may_not_train_into_one_folder(whole, tmp_path, monkeypatch):
+    from ppconvmixer import run_folder
+
+    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0.1)
+    overrides, _ = whole
+    with run_folder.locked(tmp_path / "run"), pytest.raises(UserError, match="another process is training into"):
+        train(overrides, tmp_path / "run")
+
+
+# --- signals and the disk, as a user meets them -------------------------------------------------------
+
+
+def start(overrides, folder, *more):
+    command = [sys.executable, ROOT / "tools/finetune.py", "-c", "digits", "-o", *overrides, "--output", folder, *more]
+    return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("whole", ["adamw"], indirect=True)
+def test_signals_end_the_command_saved_and_in_a_line(whole, tmp_path, number, code):
+    overrides, folder = whole
+    run = tmp_path / "run"
+    process = start([*overrides, "data.workers=2"], run)
+    deadline = time.monotonic() + 120
+    while not run_state.files(run):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    if process.returncode == 0:
+        pytest.skip("the run was over before the signal came")
+    assert process.returncode == code, output
+    assert "Traceback" not in output and f"saved in {run} after" in output and "--resume" in output
+    resumed = start(overrides, run, "--resume")
+    output = resumed.communicate(timeout=120)[0]
+    assert resumed.returncode == 0, output
+    assert_same_run(run, folder)
+
+
+def small_disk(folder):
+    """Mount a disk of 1.4 MB at ``folder``."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting a small disk needs root")
+
+
+@pytest.mark.parametrize("whole", ["adamw"], indirect=True)
+def test_a_full_disk_ends_the_run_and_leaves_the_state_before(whole, tmp_path):
+    overrides, folder = whole
+    run = tmp_path / "disk"
+    small_disk(run)
+    try:
+        (run / "filler").write_bytes(bytes(600_000))  # room for two states of 360 kB, but not for a third
+        process = start(overrides, run)
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 2 and "Traceback" not in output, output
+        assert f"cannot write {run}" in output and f"the disk of {run} is full" in output
+        assert run_state.read(run) is not None
+        assert not list(run.glob(".*.tmp"))
+        (run / "filler").unlink()
+        resumed = start(overrides, run, "--resume")
+        output = resumed.communicate(timeout=120)[0]
+        assert resumed.returncode == 0, output
+        assert_same_run(run, folder)
+    finally:
+        subprocess.run(["umount", run], check=True)
+
+
+def test_a_stop_wish_gives_way_the_second_time():
+    from ppconvmixer.stopping import StopWish
+
+    with StopWish() as wish:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert wish.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        with pytest.raises(Stopped):
+            wish.grant()
