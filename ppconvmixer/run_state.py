@@ -95,7 +95,8 @@ def save(folder: Path, model: paddle.Model, state: RunState, facts: Mapping[str,
     Raises:
         UserError: a weight is no number, or the file cannot be written; the files before are then as they were.
     """
-    optimizer = model._optimizer.state_dict()
+    # What was restored and not yet used by a step is held apart; Paddle 2.6 leaves it out of the state_dict.
+    optimizer = {**getattr(model._optimizer, "_accumulators_holder", {}), **model._optimizer.state_dict()}
     schedule, masters = optimizer.pop("LR_Scheduler", {}), optimizer.pop("master_weights", {})
     arrays = {f"model/{name}": value for name, value in to_arrays(model.network.state_dict()).items()}
     for name, parameter in model.network.named_parameters():

@@ -12,12 +12,12 @@ from conftest import ROOT
 from ppconvmixer import checkpoint
 
 
-def launch(script, arguments, log_dir):
+def launch(script, arguments, log_dir, timeout=240):
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", log_dir]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [str(c) for c in [*command, ROOT / script, *arguments]],
-        env=environment, capture_output=True, text=True, timeout=240,
+        env=environment, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     logs = "".join(p.read_text(errors="replace") for p in sorted(log_dir.glob("workerlog.*")))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:] + logs[-4000:]
