@@ -18,9 +18,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopWish:
-    """Use it in a ``with`` block; inside, the first Ctrl-C or SIGTERM only sets ``signal``.
+    """Use it in a ``with`` block; inside, the first Ctrl-C and every SIGTERM only set ``signal``.
 
-    A second one does what it always did, so that nobody is held up by a step that takes long.
+    A second Ctrl-C does what it always did, so that nobody is held up by a step that takes long. A
+    second SIGTERM does not: ``paddle.distributed.launch`` and schedulers send it again and again.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,8 @@ class StopWish:
             raise Stopped(self.signal)
 
     def _hear(self, number: int, _: Optional[FrameType]) -> None:
+        if self.signal is None:
+            os.write(2, b"\nstopping after this step\n")  # logging could be under way, and is not reentrant
         self.signal = number
-        self.__exit__()
-        os.write(2, b"\nstopping after this step; once more stops at once and loses it\n")  # logging is not reentrant
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])

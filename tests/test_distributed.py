@@ -4,21 +4,29 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from ppconvmixer import checkpoint
+from ppconvmixer import checkpoint, run_state
+
+
+def command(script, arguments, log_dir):
+    """Return what ``subprocess`` needs to run a script in two processes, as a user would."""
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", log_dir]
+    return {
+        "args": [str(c) for c in [*launcher, ROOT / script, *arguments]],
+        "env": {**os.environ, "PYTHONPATH": str(ROOT)},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
 
 
 def launch(script, arguments, log_dir, timeout=240):
-    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", log_dir]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [str(c) for c in [*command, ROOT / script, *arguments]],
-        env=environment, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+    done = subprocess.run(**command(script, arguments, log_dir), timeout=timeout)
     logs = "".join(p.read_text(errors="replace") for p in sorted(log_dir.glob("workerlog.*")))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:] + logs[-4000:]
 
@@ -38,8 +46,8 @@ def test_two_processes_evaluate_like_one_to_the_last_sample(tmp_path, tiny_weigh
             tmp_path / f"{n}.csv",
         ]
 
-    command = [sys.executable, ROOT / "tools/eval.py", *arguments, *outputs(1)]
-    subprocess.run([str(c) for c in command], check=True, capture_output=True)
+    one_process = [sys.executable, ROOT / "tools/eval.py", *arguments, *outputs(1)]
+    subprocess.run([str(c) for c in one_process], check=True, capture_output=True)
     launch("tools/eval.py", [*arguments, *outputs(2)], tmp_path / "log")
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
     assert one["samples"] == two["samples"] == (limit or 24)
@@ -60,9 +68,42 @@ def test_two_processes_train_one_model(tmp_path, class_folders):
     trained = json.loads((tmp_path / "run/result.json").read_text())
     assert trained["samples"] == 12
     # What rank 0 saved is what both evaluated: batch-norm statistics were brought together first.
-    command = [sys.executable, ROOT / "tools/eval.py", "-c", tmp_path / "run/recipe.yaml", "--workers", 0]
-    command += ["--weights", tmp_path / "run/best.pdparams", "--output", tmp_path / "r.json"]
-    subprocess.run([str(c) for c in command], check=True, capture_output=True)
+    one_process = [sys.executable, ROOT / "tools/eval.py", "-c", tmp_path / "run/recipe.yaml", "--workers", 0]
+    one_process += ["--weights", tmp_path / "run/best.pdparams", "--output", tmp_path / "r.json"]
+    subprocess.run([str(c) for c in one_process], check=True, capture_output=True)
     evaluated = json.loads((tmp_path / "r.json").read_text())
     assert evaluated["top1"] == trained["top1"] and evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-5)
     assert all(np.isfinite(v).all() for v in checkpoint.read(tmp_path / "run/best.pdparams").values())
+
+
+def test_two_processes_stop_together_and_go_on(tmp_path, class_folders):
+    """The launcher is told to end, tells both processes, and says so thrice."""
+    settings = [
+        *(
+            "data.dataset=folder",
+            f"data.path={class_folders}",
+            "data.train=train",
+            "data.val=val",
+            "model.drop_rate=0.2",
+        ),
+        *("data.val_fraction=null", "data.workers=2", "train.epochs=40", "train.batch_size=4", "train.save_minutes=0"),
+    ]
+    arguments = ["-c", "digits", "-o", *settings, "--output"]
+    launch("tools/finetune.py", [*arguments, tmp_path / "whole"], tmp_path / "log")
+    process = subprocess.Popen(**command("tools/finetune.py", [*arguments, tmp_path / "run"], tmp_path / "log2"))
+    deadline = time.monotonic() + 120
+    while not run_state.files(tmp_path / "run"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    process.communicate(timeout=60)
+    log = (tmp_path / "log2/workerlog.0").read_text()
+    assert "saved in" in log and "Traceback" not in log, log
+    assert 0 < run_state.read(tmp_path / "run").run["steps"] < 120
+    launch("tools/finetune.py", [*arguments, tmp_path / "run", "--resume"], tmp_path / "log3")
+    one, two = (run_state.read(tmp_path / name) for name in ("whole", "run"))
+    for key in ("epochs", "steps", "best_epoch"):
+        assert one.run[key] == two.run[key]
+    # Batch-norm statistics are averaged at every save, in another order of roundings.
+    for name, value in one.arrays.items():
+        np.testing.assert_allclose(two.arrays[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
