@@ -210,6 +210,12 @@ class Tell(paddle.callbacks.Callback):
     def __init__(self, state: RunState, epochs: int, batch_size: int):
         super().__init__()
         self.state, self.epochs, self.batch_size = state, epochs, batch_size * distributed.WORLD
+        self.progress: Optional[Progress] = None
+
+    def close(self) -> None:
+        """Take the bar off the terminal, however the training ended."""
+        if self.progress is not None:
+            self.progress.close()
 
     def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:

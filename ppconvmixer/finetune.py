@@ -144,6 +144,7 @@ def _train(
     curves = c.VisualDL(
         state, folder / "visualdl", recipe, _sheet(samples, spec), saved.facts["curves"] if saved else 0
     )
+    tell = c.Tell(state, settings.epochs, settings.batch_size)
     save = c.Save(state, folder, facts, curves, wish, settings.save_minutes)
     steps = [
         paddle.callbacks.LRScheduler(),  # Paddle would put it last, after the state was saved
@@ -152,7 +153,7 @@ def _train(
         c.Check(state, data, folder),
         c.EarlyStopping(state, settings.patience),
         curves,
-        c.Tell(state, settings.epochs, settings.batch_size),
+        tell,
         save,
     ]
     left = settings.epochs - state.epochs
@@ -166,6 +167,7 @@ def _train(
             logger.info("saved in %s after %d steps; add --resume to the command to go on", folder, state.steps)
             raise
         finally:
+            tell.close()
             curves.close()
     else:
         logger.info("the run in %s is complete; nothing is left to do", folder)

@@ -367,7 +367,7 @@ def start(overrides, folder, *more):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_the_command_saved_and_in_a_line(class_folders, tmp_path, number, code):
-    overrides = settings(class_folders, "train.epochs=40")  # long enough for the signal to come in time
+    overrides = settings(class_folders, "train.epochs=15")  # long enough for the signal to come in time
     run, folder = tmp_path / "run", tmp_path / "whole"
     train(overrides, folder)
     process = start([*overrides, "data.workers=2"], run)
