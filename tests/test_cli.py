@@ -1,6 +1,4 @@
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -221,34 +219,6 @@ def test_mistakes_of_finetune(tmp_path, capsys):
     message = failure(capsys, "finetune", "-c", "cifar10_tiny", "-o", "data.path=/nowhere", "--output", tmp_path / "r")
     assert "nothing at /nowhere" in message
     assert not (tmp_path / "r").exists()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c_keeps_the_last_epoch_and_says_how_to_go_on(tmp_path, class_folders, workers):
-    settings = ["data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val",
-                "data.val_fraction=null", f"data.workers={workers}", "train.epochs=1000", "train.batch_size=8"]  # fmt: skip
-    command = [
-        sys.executable,
-        ROOT / "tools/finetune.py",
-        "-c",
-        "digits",
-        "-o",
-        *settings,
-        "--output",
-        tmp_path / "run",
-    ]
-    process = subprocess.Popen(
-        [str(c) for c in command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run/state.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "add --resume to the command to go on" in error and "Traceback" not in error
-    assert len(checkpoint.read(tmp_path / "run/last.pdparams")) == 56
 
 
 def test_the_tools_are_the_commands(tmp_path):
