@@ -128,7 +128,7 @@ class _Interruptible(Dygraph):
 
     def __call__(self, images: Any) -> np.ndarray:
         if distributed.WORLD == 1:
-            self.wish.grant()
+            self.wish.grant(self.wish.signal)
         return super().__call__(images)
 
 
@@ -261,8 +261,8 @@ class Save(paddle.callbacks.Callback):
         votes = distributed.gather((due, self.wish.signal))
         if votes[0][0]:
             self.save()
-        self.wish.signal = next((signal for _, signal in votes if signal), None)  # all stop after the same step
-        self.wish.grant()
+        for _, signal in votes:  # all processes stop after the same step
+            self.wish.grant(signal)
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         self.save()

@@ -37,10 +37,11 @@ class StopWish:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def grant(self) -> None:
-        """Raise ``Stopped`` if somebody wants to stop."""
-        if self.signal is not None:
-            raise Stopped(self.signal)
+    @staticmethod
+    def grant(number: Optional[int]) -> None:
+        """Raise ``Stopped`` if ``number`` is that of a signal: what ``signal`` was when the loop looked."""
+        if number is not None:
+            raise Stopped(number)
 
     def _hear(self, number: int, _: Optional[FrameType]) -> None:
         if self.signal is None:

@@ -427,7 +427,7 @@ def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         with pytest.raises(Stopped):
-            wish.grant()
+            wish.grant(wish.signal)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
