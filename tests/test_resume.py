@@ -431,3 +431,19 @@ def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
+
+
+def test_a_signal_that_comes_while_the_loop_looks_is_not_lost(tmp_path, monkeypatch):
+    from ppconvmixer.stopping import StopWish
+
+    wish = StopWish()
+
+    def gather(value):
+        wish.signal = signal.SIGTERM
+        return [value]
+
+    monkeypatch.setattr(callbacks.distributed, "gather", gather)
+    save = callbacks.Save(run_state.RunState(), tmp_path, {}, None, wish, 10.0)
+    save.on_train_batch_end(0)
+    with pytest.raises(Stopped):
+        save.on_train_batch_end(1)
