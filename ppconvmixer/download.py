@@ -422,7 +422,7 @@ def _store(response: Response, place: _Place, origin: _Origin) -> None:
         try:
             for block in _blocks(response):
                 if done + len(block) > limit:
-                    raise _Failure(f"sends more than {limit} bytes", spoilt=True)
+                    raise _Failure(f"sends more than {limit} bytes", again=origin.done > 0, spoilt=True)
                 stream.write(block)
                 done += len(block)
                 bar.advance(len(block))
@@ -449,7 +449,7 @@ def _save(stream: BinaryIO, place: _Place, origin: _Origin) -> None:
 def _request(url: str, headers: dict[str, str]) -> Response:
     """Ask for ``url``, through the proxies of the environment; return the answer, its body still to be read.
 
-    Redirects are followed here because requests would read their bodies, however long, and go anywhere.
+    Redirects are followed here because a session reads their bodies, however long, and goes anywhere.
 
     Raises:
         _Failure: no answer, or an address that is not allowed.
@@ -462,9 +462,9 @@ def _request(url: str, headers: dict[str, str]) -> Response:
         at_home = _is_loopback(url)
         for _ in range(MAX_REDIRECTS + 1):
             _check_address(url, at_home)
-            response = session.get(
-                url, headers=headers, timeout=(CONNECT_SECONDS, READ_SECONDS), stream=True, allow_redirects=False
-            )
+            settings = session.merge_environment_settings(url, {}, True, None, None)
+            request = session.prepare_request(requests.Request("GET", url, headers))
+            response = session.get_adapter(url).send(request, timeout=(CONNECT_SECONDS, READ_SECONDS), **settings)
             target = session.get_redirect_target(response)
             if target is None:
                 return response

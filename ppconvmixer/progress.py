@@ -56,11 +56,11 @@ class Progress:
 
     def _line(self, seconds: float) -> str:
         rate = (self.done - self.before) / seconds
-        if self.unit == "img":
-            done, total, speed = f"{self.done}", f"{self.total}", f"{rate:.1f} "
+        if self.unit == "B":
+            done, total, speed = (tqdm.format_sizeof(n, "B") for n in (self.done, self.total or 0, rate))
         else:
-            done, total, speed = (tqdm.format_sizeof(n) for n in (self.done, self.total or 0, rate))
+            done, total, speed = f"{self.done}", f"{self.total}", f"{rate:.1f} {self.unit}"
         if self.total is None:
-            return f"{done}{self.unit}, {speed}{self.unit}/s"
+            return f"{done}, {speed}/s"
         left = tqdm.format_interval((self.total - self.done) / rate) if rate else "?"
-        return f"{done} of {total}, {speed}{self.unit}/s, {left} left"
+        return f"{done} of {total}, {speed}/s, {left} left"
