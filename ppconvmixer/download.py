@@ -529,7 +529,7 @@ def _blocks(response: Response) -> Iterator[bytes]:
         try:
             block = response.raw.read1(BLOCK_BYTES, decode_content=False)  # read() would wait for a whole block
         except HTTPError as error:
-            raise _Failure(_root(error), again=True) from error
+            raise _Failure(f"broke off: {_root(error)}", again=True) from error
         if not block:
             return
         yield block
