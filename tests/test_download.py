@@ -474,7 +474,7 @@ def test_a_killed_download_goes_on(server, tmp_path, digest):
     done = json.loads(note.read_text())["done"]
     with open(tmp_path / "w.bin.part", "r+b") as stream:  # bytes that were not yet known to be on the disk
         stream.seek(done)
-        stream.write(b"\0" * 99)
+        stream.write(bytes(SIZE))
     assert not (tmp_path / "w.bin").exists()
     assert fetch(tmp_path, file).read_bytes() == DATA
     assert starts(server, file) == [0, done] and done >= 5_000
