@@ -559,6 +559,14 @@ def test_a_wrong_size_is_refused_before_the_download(server, tmp_path):
     assert fetch(tmp_path, server.file(good, bytes=SIZE)).read_bytes() == DATA
 
 
+def test_a_length_must_be_said_or_a_digest_published(server, tmp_path):
+    def until_it_closes(h):
+        h.answer(DATA, Content_Length=None)
+
+    assert "does not say how long" in refused(tmp_path, server.file(until_it_closes))
+    assert fetch(tmp_path, server.file(until_it_closes, md5=MD5)).read_bytes() == DATA
+
+
 def test_every_mirror_is_named_in_the_one_line(server, tmp_path):
     files = [server.file(LASTING[f"answers {code}"], name=f"{code}.bin") for code in (404, 403, 410)]
     message = refused(tmp_path, *files)
