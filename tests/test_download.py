@@ -417,7 +417,9 @@ def test_a_later_call_goes_on_and_a_long_download_may_be_cut_often(server, tmp_p
     assert starts(server, file) == [0, HALF, *range(HALF, SIZE, 4_000)]
 
 
-@pytest.mark.parametrize("harm", ["part gone", "part shorter", "note of nothing", "note of another", "note of words"])
+@pytest.mark.parametrize(
+    "harm", ["part gone", "part shorter", "note of nothing", "note of another", "note of words", "note of too much"]
+)
 def test_a_part_that_its_note_does_not_describe_is_begun_anew(server, tmp_path, harm):
     file = server.file(cut, lambda h: h.answer(b"", 403), good, md5=MD5)
     refused(tmp_path, file)
@@ -428,7 +430,12 @@ def test_a_part_that_its_note_does_not_describe_is_begun_anew(server, tmp_path, 
     elif harm == "part shorter":
         part.write_bytes(DATA[:100])
     else:
-        change = {"note of nothing": None, "note of another": {"url": "https://x/y"}, "note of words": {"done": "all"}}
+        change = {
+            "note of nothing": None,
+            "note of another": {"url": "https://x/y"},
+            "note of words": {"done": "all"},
+            "note of too much": {"total": 5},
+        }
         note.write_text(json.dumps({**content, **change[harm]}) if change[harm] else "")
     assert fetch(tmp_path, file).read_bytes() == DATA
     assert starts(server, file)[2:] == [0]
@@ -727,10 +734,12 @@ def tls(server, certificate, monkeypatch):
     return server
 
 
-def test_an_unknown_certificate_is_refused_at_once(tls, tmp_path, certificate, monkeypatch):
+def test_an_unknown_certificate_is_refused_at_once(tls, tmp_path, certificate, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="ppconvmixer")
     file = tls.file(good, md5=MD5)
     file = PublishedFile(file.url.replace("http://127.0.0.1", "https://weights.invalid"), "timm", md5=MD5)
     assert "certificate verify failed" in refused(tmp_path, file) and not tls.log
+    assert "trying again" not in caplog.text
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "cert.pem"))
     assert fetch(tmp_path, file).read_bytes() == DATA
 
