@@ -30,10 +30,13 @@ setup(
         "numpy>=1.24,<2.4",  # Paddle 3.3 cannot turn tensors of shape [1] into numbers under NumPy 2.4
         "opencv-python>=4.8",
         "pillow>=9.4",
+        "platformdirs>=3.0",
         "pyyaml>=6.0",
+        "requests>=2.31",
         "safetensors>=0.4.3",
         "scikit-learn>=1.3",  # the digits
         "tqdm>=4.60",
+        "urllib3>=2.2",  # read1
         "visualdl>=2.5.3",
     ],
     extras_require={

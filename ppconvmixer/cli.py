@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from . import __version__, card, checkpoint, distributed, layouts, zoo
+from . import __version__, card, checkpoint, distributed, download, layouts, zoo
 from .engines import ENGINES, create_engine
 from .errors import UserError
 from .files import atomic_write, sha256, write_text
@@ -115,7 +115,13 @@ def _add_network(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", metavar="NAME", help="a model of the zoo (default: what the checkpoint's card says)"
     )
-    command.add_argument("--weights", metavar="FILE", required=True, help="a checkpoint in any layout")
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        required=True,
+        help="a checkpoint in any layout; or 'pretrained' for the model's published one, which is downloaded once; "
+        f"or the one published as {', '.join(layouts.LAYOUTS)}",
+    )
     command.add_argument(
         "--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's card)"
     )
@@ -162,13 +168,16 @@ def _models(options: argparse.Namespace) -> None:
     names = zoo.list_models(options.pattern, options.pretrained)
     if not names:
         raise UserError(f"no model matches {options.pattern!r}; ppconvmixer models lists all")
-    _print(f"{'model':27}{'input':>6}{'params':>9}{'GMACs':>8}  {'published ImageNet top-1 / top-5'}")
+    _print(f"{'model':27}{'input':>6}{'params':>9}{'GMACs':>8}  {'ImageNet top-1 / top-5':24}{'in the cache'}")
     for name in names:
         variant, known = zoo.VARIANTS[name], zoo.manifest().get(name)
-        published = f"{100 * known['top1']:.2f} % / {100 * known['top5']:.2f} %" if known else "-"
-        _print(
-            f"{name:27}{variant.input.size:6}{variant.parameters() / 1e6:8.2f}M{variant.macs() / 1e9:8.2f}  {published}"
-        )
+        figures = f"{100 * known['top1']:.2f} % / {100 * known['top5']:.2f} %" if known else "-"
+        counts = f"{variant.parameters() / 1e6:8.2f}M{variant.macs() / 1e9:8.2f}"
+        _print(f"{name:27}{variant.input.size:6}{counts}  {figures:24}{', '.join(zoo.cached(name)) or '-'}")
+    tags = dict.fromkeys(file.layout for name in names for file in zoo.published(name))
+    if tags:
+        _print(f"published weights: --weights pretrained, or one of {', '.join(tags)}")
+    _print(f"cache: {download.home()}")
 
 
 # --- eval -----------------------------------------------------------------------------------------
@@ -179,9 +188,9 @@ def _eval(options: argparse.Namespace) -> None:
     from .loader import Samples
     from .transforms import eval_transform
 
-    outputs = [path for path in (options.output, options.predictions, options.logits) if path]
-    _check_outputs(outputs, [options.weights, options.data, options.list, options.config, options.classes])
     network = _trained(options)
+    outputs = [path for path in (options.output, options.predictions, options.logits) if path]
+    _check_outputs(outputs, [network.path, options.data, options.list, options.config, options.classes])
     pictures = _pictures(options, network)
     distributed.start()
     engine = create_engine(options.engine, network.create())
@@ -195,7 +204,7 @@ def _eval(options: argparse.Namespace) -> None:
         return
     result = {
         "model": network.name,
-        "weights": {"path": str(options.weights), "sha256": sha256(options.weights)},
+        "weights": {"path": str(network.path), "sha256": sha256(network.path)},
         "engine": engine.name,
         **metrics,
         "backend": options.backend,
@@ -234,7 +243,7 @@ def _pictures(options: argparse.Namespace, network: Trained) -> Any:
             raise UserError("give either --data or -c, not both")
         pictures = open_data(recipe.load(options.config))[1]
         if pictures.classes and network.classes and pictures.classes != network.classes:
-            raise UserError(f"{options.weights} tells other classes apart by its card than {options.config} has")
+            raise UserError(f"{network.path} tells other classes apart by its card than {options.config} has")
         return pictures
     if not options.data:
         raise UserError("--data is missing: the folder or tar archive of the pictures (or -c, a recipe)")

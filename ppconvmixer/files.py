@@ -36,9 +36,8 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would keep colleagues from reading the result
-        os.replace(temporary, path)
+        rename(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -56,13 +55,24 @@ def write_text(path: PathLike, text: str) -> None:
         stream.write(text.encode("utf-8"))
 
 
+def rename(path: PathLike, target: PathLike) -> None:
+    """Give a file in the same folder the name ``target`` in one step, for good (OSError where that fails)."""
+    os.replace(path, target)
+    _sync_folder(Path(target).parent)
+
+
 def sha256(path: PathLike) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
+    return digest(path, "sha256")
+
+
+def digest(path: PathLike, algorithm: str) -> str:
+    """Return a hexadecimal digest of a file's content by an algorithm of ``hashlib``."""
+    found = hashlib.new(algorithm, usedforsecurity=False)  # a hardened OpenSSL refuses md5 otherwise
     with open(path, "rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
 def _umask() -> int:

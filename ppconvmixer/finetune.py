@@ -220,11 +220,12 @@ def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: in
     settings = recipe.model
     network = zoo.create_model(settings.name, num_classes=num_classes, drop_rate=settings.drop_rate)
     if settings.weights:
-        logger.info("%s: %s", settings.weights, zoo.load_weights(network, settings.weights, reset_head=True))
-        theirs = card.read(settings.weights).classes
+        weights = zoo.find_weights(settings.name, settings.weights)
+        logger.info("%s: %s", weights, zoo.load_weights(network, weights, reset_head=True))
+        theirs = card.read(weights).classes
         if theirs and classes and theirs != classes and len(theirs) == num_classes:
             network.reset_classifier(num_classes)
-            logger.warning("the head of %s is for other classes; this model's is freshly initialised", settings.weights)
+            logger.warning("the head of %s is for other classes; this model's is freshly initialised", weights)
     return network
 
 

@@ -17,16 +17,16 @@ class Trained:
     """A checkpoint of a classifier of RGB pictures, read and checked; ``create`` makes the network.
 
     Args:
-        weights: a checkpoint in any layout.
+        weights: a checkpoint in any layout, or what stands for a published one, see ``zoo.find_weights``.
         model: name in the zoo; None takes the card's.
         classes: file with the names of the classes; None takes the card's.
 
     Raises:
-        UserError: unreadable, or name, checkpoint, card and classes contradict each other.
+        UserError: not to be had or read, or name, checkpoint, card and classes contradict each other.
     """
 
     def __init__(self, weights: PathLike, model: Optional[str] = None, classes: Optional[PathLike] = None):
-        self.path = weights
+        self.path = weights = zoo.find_weights(model, weights)
         self.translation = zoo.translate(weights)
         facts = card.read(weights)
         name = model or facts.model

@@ -9,11 +9,12 @@ import json
 import logging
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 import numpy as np
 
-from . import checkpoint, layouts
+from . import checkpoint, download, layouts
 from .errors import UserError, unknown
 from .files import PathLike
 
@@ -109,7 +110,7 @@ ALIASES: Mapping[str, str] = {  # the names of the official files, and a short o
 
 @functools.cache
 def manifest() -> dict[str, Any]:
-    """Return what is published, by model name: accuracies with their source, and the files."""
+    """Return what is published, by model name: accuracies with their source, the input, and the files."""
     return json.loads(resources.files(__package__).joinpath("manifest.json").read_text("utf-8"))
 
 
@@ -120,6 +121,52 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
         pretrained: keep the models with published weights.
     """
     return [n for n in fnmatch.filter(VARIANTS, pattern) if not pretrained or n in manifest()]
+
+
+def published(name: str) -> list[download.PublishedFile]:
+    """Return the published files of a model, in the order to try them; none for most models."""
+    return [download.PublishedFile(**file) for file in manifest().get(canonical(name), {}).get("files", ())]
+
+
+def cached(name: str) -> list[str]:
+    """Return the tags of the published files of a model that are in the cache; nothing is verified."""
+    return [file.layout for file in published(name) if (_cache_folder(name) / file.name).is_file()]
+
+
+def find_weights(name: Optional[str], weights: PathLike) -> PathLike:
+    """Return the path of a checkpoint: ``weights`` itself, or that of a published file, downloaded if need be.
+
+    Args:
+        name: a model of the zoo; only published files need it.
+        weights: a path; or the string ``pretrained``, which stands for the first published file that can be
+            had; or the string of a layout, which stands for the one in that layout.
+
+    Raises:
+        UserError: nothing of the kind is published, or it cannot be had.
+    """
+    if not isinstance(weights, str) or weights not in ("pretrained", *layouts.LAYOUTS):
+        return weights
+    if name is None:
+        raise UserError(f"--model is missing: the model whose published weights {weights!r} is to be (or ./{weights})")
+    files = published(name)
+    if not files:
+        raise UserError(f"no weights of {name} are published; published: {', '.join(list_models(pretrained=True))}")
+    chosen = [file for file in files if weights in ("pretrained", file.layout)]
+    if not chosen:
+        raise UserError(f"no {weights} weights of {name} are published; known: {', '.join(f.layout for f in files)}")
+    return download.fetch(chosen, _cache_folder(name), functools.partial(_check, canonical(name)))
+
+
+def _cache_folder(name: str) -> Path:
+    return download.home() / canonical(name)
+
+
+def _check(name: str, path: Path) -> None:
+    """Refuse a file that is not the whole of this network."""
+    state = translate(path).state
+    count = sum(value.size for entry, value in state.items() if not entry.endswith(("._mean", "._variance")))
+    if count != VARIANTS[name].parameters():
+        raise UserError(f"it holds {layouts.describe(state)}, not {name}")
 
 
 def canonical(name: str) -> str:
@@ -159,7 +206,7 @@ def create_model(
 
     Args:
         name: one of ``list_models()`` or its alias.
-        pretrained: a checkpoint in any layout to fill it from; True for the published one.
+        pretrained: a checkpoint in any layout to fill it from; True or a tag for a published one, see ``find_weights``.
         num_classes: outputs of the head, by default the variant's (1000, or 10 for the CIFAR-10 ones).
             With another number than the variant's, a checkpoint's head of another size gives way to a
             freshly initialised one, and a warning says so.
@@ -167,7 +214,7 @@ def create_model(
         **kwargs: ``drop_rate`` and whatever else ``ConvMixer`` takes.
 
     Raises:
-        UserError: unknown name, unreadable checkpoint, or one that does not fit.
+        UserError: unknown name, a checkpoint that cannot be had or read, or one that does not fit.
     """
     from .model import ConvMixer
 
@@ -176,10 +223,9 @@ def create_model(
     classes = variant.num_classes if num_classes is None else num_classes
     shape = {key: getattr(variant, key) for key in ("dim", "depth", "kernel_size", "patch_size", "act")}
     model = ConvMixer(**{**shape, "in_chans": in_chans, "num_classes": classes, **kwargs})
-    if pretrained is True:
-        raise UserError(_how_to_get(name))
     if pretrained:
-        load_weights(model, pretrained, reset_head=classes != variant.num_classes)
+        path = find_weights(name, "pretrained" if pretrained is True else pretrained)
+        load_weights(model, path, reset_head=classes != variant.num_classes)
     return model
 
 
@@ -283,13 +329,6 @@ def _misfit(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
-
-
-def _how_to_get(name: str) -> str:
-    if name not in manifest():
-        return f"no weights of {name} are published; published: {', '.join(list_models(pretrained=True))}"
-    address = manifest()[name]["files"][0]["url"]
-    return f"download {address} and give its path as pretrained="
 
 
 def _constructor(name: str) -> Callable[..., ConvMixer]:

@@ -23,6 +23,13 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(autouse=True)
+def away_from_the_network(monkeypatch, tmp_path_factory):
+    """No test downloads from, or looks into the cache of, the outside world."""
+    monkeypatch.setenv("PPCONVMIXER_OFFLINE", "1")
+    monkeypatch.setenv("PPCONVMIXER_HOME", str(tmp_path_factory.getbasetemp() / "empty cache"))
+
+
 def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:
     """A smooth colourful picture that differs with the seed."""
     rng = np.random.default_rng(seed)

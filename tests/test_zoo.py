@@ -78,10 +78,55 @@ def test_input_spec_of_a_variant_and_changes_to_it():
 
 
 def test_published_weights_tell_where_to_get_them():
-    with pytest.raises(UserError, match="https://github.com/cattidea/paddle-toolbox"):
-        ppconvmixer.convmixer_768_32(pretrained=True)
-    with pytest.raises(UserError, match="no weights of convmixer_tiny are published"):
+    for weights in (True, "pretrained", "paddle-toolbox"):
+        with pytest.raises(
+            UserError, match="OFFLINE.*https://github.com/cattidea/paddle-toolbox.* put the file here: "
+        ):
+            ppconvmixer.convmixer_768_32(pretrained=weights)
+    with pytest.raises(UserError, match="no weights of convmixer_tiny are published; published: convmixer_1536_20"):
         ppconvmixer.convmixer_tiny(pretrained=True)
+
+
+def test_the_manifest_holds_what_is_published():
+    """The addresses and digests are those of the four publishers."""
+    names = {
+        "convmixer_1536_20": (
+            "convmixer_1536_20_ks9_p7",
+            "convmixer-1536-20",
+            "0442b7e98b873a707de5a8d5419db26d",
+            "ea5786f3",
+        ),
+        "convmixer_1024_20_ks9_p14": (
+            "convmixer_1024_20_ks9_p14",
+            "convmixer-1024-20",
+            "53462088cb1e55f7a43bc0b9adb9e683",
+            "48f8aeba",
+        ),
+        "convmixer_768_32": (
+            "convmixer_768_32_ks7_p7_relu",
+            "convmixer-768-32",
+            "e0812272ad8b994aa169cfd27d93f626",
+            "bca1f7b8",
+        ),
+    }
+    assert set(zoo.manifest()) == set(names)
+    for name, (official, mmpretrain, md5, sha256) in names.items():
+        entry = zoo.manifest()[name]
+        assert set(entry) == {"top1", "top5", "source", "input", "files"} and "timm" in entry["source"]
+        assert zoo.InputSpec(**entry["input"]) == zoo.input_spec(name)
+        files = zoo.published(name)
+        assert [f.layout for f in files] == ["paddle-toolbox", "official", "timm", "mmpretrain"]
+        assert [f.md5 for f in files] == [md5, None, None, None]
+        assert [f.sha256_prefix for f in files] == [None, None, None, sha256]
+        assert [f.url for f in files] == [
+            f"https://github.com/cattidea/paddle-toolbox/releases/download/convmixer-pretrained-v1/{official}.pdparams",
+            f"https://github.com/tmp-iclr/convmixer/releases/download/v1.0/{official}.pth.tar",
+            f"https://huggingface.co/timm/{name}.in1k/resolve/main/model.safetensors",
+            f"https://download.openmmlab.com/mmclassification/v0/convmixer/{mmpretrain}_3rdparty_10xb64_in1k_20220323-{sha256}.pth",
+        ]
+        assert len({f.name for f in files}) == 4  # they share a folder
+    assert [zoo.manifest()[n]["top1"] for n in names] == [0.81382, 0.76944, 0.80158]
+    assert [zoo.manifest()[n]["top5"] for n in names] == [0.95618, 0.93364, 0.95070]
 
 
 def model_state(model):
