@@ -28,8 +28,9 @@ class Model:
 
     Args:
         name: a model of the zoo.
-        weights: a checkpoint in any layout to start from; null for random weights. Its head is used
-            where it has the data's number of classes, and drawn anew otherwise.
+        weights: what to start from: a checkpoint in any layout; ``pretrained`` or the tag of a published
+            one (see ``zoo.find_weights``); null for random weights. Its head is used where it has the
+            data's number of classes, and drawn anew otherwise.
         drop_rate: dropout before the head, in [0, 1).
     """
 
