@@ -48,5 +48,9 @@ def shown(value: object) -> str:
 
 def said(error: BaseException) -> str:
     """Return what an exception of another library says, on one line of bounded length."""
-    text = printable(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return brief(" ".join(str(error).split())) or type(error).__name__
+
+
+def brief(text: str) -> str:
+    """Return a name or sentence that a file chose, printable and cut to one line of bounded length."""
+    return printable(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}...")

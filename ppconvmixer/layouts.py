@@ -14,7 +14,7 @@ from typing import Optional
 import numpy as np
 
 from .checkpoint import State
-from .errors import UserError, shown, unknown
+from .errors import UserError, brief, shown, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def to_ours(state: State) -> Translation:
     layout = max(LAYOUTS, key=lambda name: len(_match(state, name, framework)))
     names = _match(state, layout, framework)
     if not any(ours.startswith("stem.0.") for ours in names.values()):
-        first = ", ".join(shown(name)[1:-1] for name in list(state)[:3]) or "none"
+        first = ", ".join(brief(name) for name in list(state)[:3]) or "none"
         raise UserError(
             f"this is no ConvMixer checkpoint: its names begin with {first}; known layouts: {', '.join(LAYOUTS)}"
         )

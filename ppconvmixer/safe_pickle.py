@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Callable, Optional
 
 import numpy as np
 
-from .errors import UserError, said, shown
+from .errors import UserError, brief, said, shown
 
 # A batch of CIFAR-10 needs 50,000, the largest published ConvMixer with its optimiser 70,000. What one leaves
 # in memory, such as an empty dictionary, takes up to 100 bytes, whatever the size of the file.
@@ -249,9 +249,7 @@ class _Machine:
             raise ValueError("a name that is no text")
         full = f"{module}.{name}"
         if full not in self.builders:
-            raise UserError(
-                f"the file names {shown(full)[1:-1]}, which this reader refuses: it is no part of a checkpoint"
-            )
+            raise UserError(f"the file names {brief(full)}, which this reader refuses: it is no part of a checkpoint")
         self.stack.append(_Name(full))
 
     def _build(self, function: Any, arguments: Any) -> Any:
