@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Callable, Optional, Union
 import numpy as np
 
 from . import safe_pickle
-from .errors import UserError, printable, said, shown
+from .errors import UserError, brief, printable, said, shown
 from .files import PathLike
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
