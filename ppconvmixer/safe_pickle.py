@@ -224,6 +224,8 @@ class _Machine:
             self._top(list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = self._pop(2) if name == "SETITEM" else self._pop_to_mark()
+            if len(items) % 2:
+                raise ValueError("a key without a value")
             self._top(dict).update(zip(map(_key, items[::2]), items[1::2]))
         elif name == "GLOBAL":
             self._push_name(*argument.split(" ", 1))
