@@ -186,6 +186,8 @@ def _unwrap(tree: Any) -> dict[str, Any]:
 
 def _weights(state: State) -> State:
     state = {name: value for name, value in state.items() if not name.endswith(".num_batches_tracked")}
+    if not state:
+        raise UserError("it holds no named weights")
     for name, value in state.items():
         if value.dtype.kind != "f":
             raise UserError(f"the entry {shown(name)} is {value.dtype}, not floating-point")

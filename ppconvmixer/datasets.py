@@ -30,6 +30,7 @@ from .files import PathLike
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 MAX_UNPACKED = 16  # times its size that a compressed archive may unpack to; CIFAR-10 as JPEGs comes to 6
 MAX_LINE = 1 << 16  # characters of a line of a list or table; a path has at most 4,096 bytes
+MAX_HEADER = 1 << 14  # bytes of a tar header, which Python may take quadratic time to parse; a path has 4,096
 _UNPACKED_AT_LEAST = 16 << 20  # bytes; a small archive of flat pictures may shrink by more
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -141,22 +142,28 @@ class Tar:
         stream.seek(0)
         unpack = next((unpack for magic, unpack in _COMPRESSED.items() if head.startswith(magic)), None)
         limit = max(_UNPACKED_AT_LEAST, MAX_UNPACKED * self._size) if unpack else self._size
-        with tarfile.open(fileobj=_Limited(unpack(stream) if unpack else stream, limit), mode="r:") as archive:
+        source = unpack(stream) if unpack else stream
+        with tarfile.open(fileobj=_Limited(source, limit), mode="r:") as archive:
             end = -1
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile would keep a kilobyte of each
-                if not end < member.offset_data <= member.offset_data + member.size <= limit:
+                if member.offset_data <= end:  # a negative size leads back to what was read already
                     raise UserError(f"the member {shown(member.name)} reaches outside the archive")
                 end = member.offset_data
-                if member.issparse():
-                    raise UserError(f"the member {shown(member.name)} is sparse; pack it as it is")
                 if not member.isreg():
                     continue
+                if not end <= end + member.size <= limit:
+                    raise UserError(f"the member {shown(member.name)} reaches outside the archive; {_UNPACK}")
+                if member.issparse():
+                    raise UserError(f"the member {shown(member.name)} is sparse; pack it as it is")
                 name = str(PurePosixPath(member.name))
                 if unpack:
-                    self._content[name] = archive.extractfile(member).read()
+                    source.seek(end)
+                    self._content[name] = source.read(member.size)
                 else:
-                    self._spans[name] = member.offset_data, member.size
+                    self._spans[name] = end, member.size
+            while unpack and source.tell() <= limit and source.read(1 << 20):  # to the checksum at its end
+                pass
 
     def __str__(self) -> str:
         return str(self.path)
@@ -186,15 +193,20 @@ class Tar:
         return data
 
 
+_UNPACK = f"a compressed one of more than {MAX_UNPACKED} times its size must be unpacked first"
+
+
 class _Limited:
-    """A stream to read that ends with an error at ``limit``, and never makes room for more than it holds."""
+    """The stream that tarfile reads headers from: short ones, up to ``limit``, without room for what is not there."""
 
     def __init__(self, stream: Any, limit: int):
         self.stream, self.limit = stream, limit
         self.tell = stream.tell
 
     def read(self, size: int) -> bytes:
-        data = self.stream.read(min(size, self.limit + 1 - self.tell()))
+        if not 0 <= size <= MAX_HEADER:
+            raise UserError(f"it has a header of {shown(size)} bytes")
+        data = self.stream.read(size)
         self._check(self.tell())
         return data
 
@@ -204,7 +216,7 @@ class _Limited:
 
     def _check(self, place: int) -> None:
         if not 0 <= place <= self.limit:
-            raise UserError(f"it is cut off, or unpacks to more than {self.limit:,} bytes; unpack it first")
+            raise UserError(f"it is cut off, or too large; {_UNPACK}")
 
 
 Source = Union[Folder, Tar]

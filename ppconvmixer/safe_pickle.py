@@ -100,9 +100,13 @@ def as_tuple(items: Any = ()) -> tuple[Any, ...]:
 
 
 def _key(key: Any) -> Any:
-    """Let plain keys alone pass: hashing a deeply nested tuple overflows the C stack, and the process dies."""
-    if type(key) not in (str, bytes, int):
-        raise ValueError(f"a key of type {type(key).__name__}")
+    """Let text and small numbers alone pass.
+
+    Hashing a deeply nested tuple overflows the C stack, and the process dies; the hashes of large
+    numbers can be made all the same, and a dictionary of them takes quadratic time.
+    """
+    if type(key) not in (str, bytes) and not (type(key) is int and 0 <= key < 2**31):
+        raise ValueError(f"the key {shown(key)}")
     return key
 
 

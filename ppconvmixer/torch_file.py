@@ -148,9 +148,12 @@ def read_zip(stream: BinaryIO, content: mmap.mmap) -> tuple[Any, Callable[[str],
         if name not in entries:
             raise UserError(f"the file is damaged: {shown(name)} is missing")
         try:
-            return archive.read(name)
+            content = archive.read(name)
         except Exception as error:
             raise UserError(f"the file is damaged: {said(error)}") from error
+        if len(content) != entries[name].file_size:
+            raise UserError(f"the file is damaged: {shown(name)} is not as long as it says")
+        return content
 
     if f"{folder}byteorder" in entries and member(f"{folder}byteorder") != b"little":
         raise UserError("the file was written on a big-endian machine; save it again on a little-endian one")

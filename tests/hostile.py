@@ -24,7 +24,7 @@ from typing import Any, Optional
 import numpy as np
 from PIL import Image
 
-from ppconvmixer import card, checkpoint, datasets, recipe, transforms, zoo
+from ppconvmixer import card, checkpoint, datasets, recipe, torch_file, transforms, zoo
 from ppconvmixer.torch_file import LEGACY_PREFIX
 
 MIB = 1 << 20
@@ -71,8 +71,8 @@ def _network(path: Path) -> Any:
 
 
 def _cifar(path: Path) -> Any:
-    folder = path.with_suffix("")
-    folder.mkdir()
+    folder = path.parent / "cifar"
+    folder.mkdir(exist_ok=True)
     path.rename(folder / "test_batch")
     return datasets.cifar10(datasets.Folder(folder), "test")
 
@@ -142,6 +142,11 @@ def bound(reader: str, size: int) -> int:
     """
     factor = {"tar": 32, "list": 32, "csv": 32}.get(reader, 8)
     return 32 * MIB + factor * size
+
+
+def safe_names() -> list[str]:
+    """The names that a pickle of ours or of torch's may use."""
+    return sorted({*torch_file.BUILDERS, *checkpoint._PADDLE})
 
 
 # --- pickles ---------------------------------------------------------------------------------------
@@ -232,11 +237,7 @@ CODE: dict[str, Callable[[str], Raw]] = {
     "NEWOBJ": lambda c: Raw(name("types", "new_class") + b")\x81"),
     "NEWOBJ_EX": lambda c: Raw(b"\x80\x04" + name("builtins", "dict") + b")}\x92"),
     "BUILD that becomes a call by __setstate__": lambda c: Raw(
-        call("types", "SimpleNamespace")
-        + emit({"__setstate__": name("os", "system")})
-        + b"b"
-        + emit(shell(c))
-        + b"b"
+        call("types", "SimpleNamespace") + emit({"__setstate__": name("os", "system")}) + b"b" + emit(shell(c)) + b"b"
     ),
     "BUILD of attributes": lambda c: Raw(call("types", "SimpleNamespace") + emit((None, {"a": opened(c)})) + b"b"),
     "a call memoised and fetched": lambda c: Raw(name("builtins", "open") + b"q\x00" + emit((c, "w")) + b"R"),
@@ -383,8 +384,16 @@ for what, code in {
         case("checkpoint", f"nest of {what} as {where}", b"\x80\x02" + around(code) + b".")
         if where == "a key":
             items = Raw(b"](" + emit((Raw(code), 1)) + b"e")
-            case("checkpoint", f"nest of {what} as a key of an OrderedDict", program(call("collections", "OrderedDict", items)))
-            case("checkpoint", f"torch's zip, nest of {what} as a storage", zipped({"w": Raw(b"(" + emit("storage") + code + b"tQ")}))
+            case(
+                "checkpoint",
+                f"nest of {what} as a key of an OrderedDict",
+                program(call("collections", "OrderedDict", items)),
+            )
+            case(
+                "checkpoint",
+                f"torch's zip, nest of {what} as a storage",
+                zipped({"w": Raw(b"(" + emit("storage") + code + b"tQ")}),
+            )
             case("checkpoint", f"torch's legacy form, nest of {what} as a storage's name", legacy({}, [Raw(code)]))
 LAUGHS = b"(" + b"N" * 10 + b"tq\x00" + b"".join(b"(" + b"h\x00" * 10 + b"tq\x00" for _ in range(20))
 case("checkpoint", "a billion laughs as an entry", program({"w": Raw(LAUGHS)}))
@@ -393,10 +402,23 @@ case("checkpoint", "a billion laughs as a type", program({"w": array(kind=dtype(
 case("checkpoint", "a billion laughs as a byte order", program({"w": array(kind=dtype(order=Raw(LAUGHS)))}))
 case("checkpoint", "a billion laughs as an encoding", program({"w": call("_codecs", "encode", "a", Raw(LAUGHS))}))
 case("cifar10", "a billion laughs", program({"data": Raw(LAUGHS), "labels": []}))
-for what, code, count in (("NONE", b"N", 3 * MIB), ("MARK", b"(", 3 * MIB), ("EMPTY_DICT", b"}", MIB), ("EMPTY_LIST", b"]", MIB)):
+for what, code, count in (
+    ("NONE", b"N", 3 * MIB),
+    ("MARK", b"(", 3 * MIB),
+    ("EMPTY_DICT", b"}", MIB),
+    ("EMPTY_LIST", b"]", MIB),
+):
     case("checkpoint", f"{count:,} times {what}", b"\x80\x02" + code * count + b".")
-case("checkpoint", "a million memos", b"\x80\x02" + b"".join(b"Nr" + struct.pack("<I", i) + b"0" for i in range(300_000)) + b"N.")
-case("checkpoint", "a million objects", b"\x80\x02" + name("argparse", "Namespace") + b"q\x00" + b"h\x00)R" * 300_000 + b".")
+case(
+    "checkpoint",
+    "a million memos",
+    b"\x80\x02" + b"".join(b"Nr" + struct.pack("<I", i) + b"0" for i in range(300_000)) + b"N.",
+)
+case(
+    "checkpoint",
+    "a million objects",
+    b"\x80\x02" + name("argparse", "Namespace") + b"q\x00" + b"h\x00)R" * 300_000 + b".",
+)
 case("checkpoint", "a long list copied again and again",
      b"\x80\x02" + b"](" + b"N" * 50_000 + b"eq\x00" + name("builtins", "tuple") + b"q\x01" + b"h\x01h\x00\x85R" * 10_000 + b".")  # fmt: skip
 case("checkpoint", "a long tuple as arguments again and again",
@@ -445,15 +467,31 @@ for what, code in {
     "bytes from a buffer": call("numpy.core.numeric", "_frombuffer", bytes(8), dtype(), (-1,), "C"),
 }.items():
     case("checkpoint", f"Paddle's array, {what}", program({"w": code}))
-case("network", "Paddle's array, nothing of a huge shape", program({"stem.0.weight": array(shape=(0, 10**12), data=b"")}), says="empty")
+case(
+    "network",
+    "Paddle's array, nothing of a huge shape",
+    program({"stem.0.weight": array(shape=(0, 10**12), data=b"")}),
+    says="empty",
+)
 case("checkpoint", "one array under 20,000 names",
      b"\x80\x02" + array(shape=(MIB,), data=bytes(4 * MIB)) + b"q\x000}(" + b"".join(emit(f"a{i}") + b"h\x00" for i in range(20_000)) + b"u.")  # fmt: skip
 case("checkpoint", "one bfloat16 array under 20,000 names",
      b"\x80\x02" + array(shape=(MIB,), kind=dtype("u2"), data=bytes(2 * MIB)) + b"q\x000}(" + b"".join(emit(f"a{i}") + b"h\x00" for i in range(20_000)) + b"u.")  # fmt: skip
-case("checkpoint", "an entry whose name drives the terminal", program({"\x1b[2J\r\nppconvmixer: all is well": 1}), says="\\x1b")
+case(
+    "checkpoint",
+    "an entry whose name drives the terminal",
+    program({"\x1b[2J\r\nppconvmixer: all is well": 1}),
+    says="\\x1b",
+)
 case("checkpoint", "an entry whose name is a million letters", program({"a" * 10**6: 1}))
 case("checkpoint", "an entry whose name turns the line round", program({"\u202egnp.x": 1}), says="u202e")
-for what, tree in {"a list": [1], "nothing": None, "no entries": {}, "numbers for names": {1: array()}, "text": "w"}.items():
+for what, tree in {
+    "a list": [1],
+    "nothing": None,
+    "no entries": {},
+    "numbers for names": {1: array()},
+    "text": "w",
+}.items():
     case("checkpoint", f"Paddle, the whole is {what}", program(tree))
     case("checkpoint", f"torch's zip, the whole is {what}", zipped(tree))
 
@@ -519,14 +557,21 @@ for what, code in {
     "fewer strides than axes": tensor(shape=(2, 2), stride=(1,)),
     "a quantised tensor": call("torch._utils", "_rebuild_qtensor", storage(), 0, (4,), (1,), ()),
     "a sparse tensor": call("torch._utils", "_rebuild_sparse_tensor", 1, ()),
-    "a device tensor from NumPy": call("torch._utils", "_rebuild_device_tensor_from_numpy", array(), "f4", "cpu", False),
+    "a device tensor from NumPy": call(
+        "torch._utils", "_rebuild_device_tensor_from_numpy", array(), "f4", "cpu", False
+    ),
     "a tensor of a subclass": call("torch._tensor", "_rebuild_from_type_v2", 1, 2, 3, 4),
     "a parameter of a number": call("torch._utils", "_rebuild_parameter", 1, True, {}),
     "a module that was pickled": call("torch.nn.modules.linear", "Linear"),
     "an array for a tensor": array(),
 }.items():
     case("checkpoint", f"torch's zip, {what}", zipped({"w": code}, DATA))
-for what in ("a storage of another size", "a stride outside", "a shape whose product wraps", "a storage of a kind that is a list"):
+for what in (
+    "a storage of another size",
+    "a stride outside",
+    "a shape whose product wraps",
+    "a storage of a kind that is a list",
+):
     code = {"a storage of another size": tensor(storage(size=5)), "a stride outside": tensor(stride=(2,)),
             "a shape whose product wraps": tensor(shape=(2**32, 2**32), stride=(0, 0)),
             "a storage of a kind that is a list": tensor(storage([]))}[what]  # fmt: skip
@@ -548,19 +593,42 @@ def archived(*members: tuple[str, bytes], compression: int = zipfile.ZIP_STORED)
 
 
 TREE = program({"w": tensor()})
-case("checkpoint", "zip, compressed", archived(("w/data.pkl", TREE), ("w/data/0", bytes(16)), compression=zipfile.ZIP_DEFLATED))
-case("checkpoint", "zip, a bomb", archived(("w/data.pkl", TREE), ("w/data/0", bytes(32 * MIB)), compression=zipfile.ZIP_DEFLATED))
-case("checkpoint", "zip, a bomb of LZMA", archived(("w/data.pkl", TREE), ("w/data/0", bytes(8 * MIB)), compression=zipfile.ZIP_LZMA))
+case(
+    "checkpoint",
+    "zip, compressed",
+    archived(("w/data.pkl", TREE), ("w/data/0", bytes(16)), compression=zipfile.ZIP_DEFLATED),
+)
+case(
+    "checkpoint",
+    "zip, a bomb",
+    archived(("w/data.pkl", TREE), ("w/data/0", bytes(32 * MIB)), compression=zipfile.ZIP_DEFLATED),
+)
+case(
+    "checkpoint",
+    "zip, a bomb of LZMA",
+    archived(("w/data.pkl", TREE), ("w/data/0", bytes(8 * MIB)), compression=zipfile.ZIP_LZMA),
+)
 case("checkpoint", "zip, data.pkl twice", archived(("w/data.pkl", TREE), ("w/data.pkl", TREE), ("w/data/0", bytes(16))))
-case("checkpoint", "zip, a storage twice", archived(("w/data.pkl", TREE), ("w/data/0", bytes(16)), ("w/data/0", b"x" * 16)))
+case(
+    "checkpoint",
+    "zip, a storage twice",
+    archived(("w/data.pkl", TREE), ("w/data/0", bytes(16)), ("w/data/0", b"x" * 16)),
+)
 case("checkpoint", "zip, two folders", archived(("w/data.pkl", TREE), ("v/data.pkl", TREE)))
 case("checkpoint", "zip, no data.pkl", archived(("w/data", TREE)))
 case("checkpoint", "zip, empty data.pkl", archived(("w/data.pkl", b"")))
 case("checkpoint", "zip, a document", archived(("[Content_Types].xml", b"<a/>")))
 case("checkpoint", "zip, big-endian", archived(("w/data.pkl", TREE), ("w/byteorder", b"big"), ("w/data/0", bytes(16))))
 case("checkpoint", "zip, 30,000 members", archived(("w/data.pkl", TREE), *((f"w/{i}", b"") for i in range(30_000))))
-case("checkpoint", "zip, TorchScript", archived(("w/data.pkl", program(call("__torch__", "Net"))), ("w/code/a.py", b"x")))
-case("checkpoint", "zip, members that escape", archived(("../../../data.pkl", TREE), ("/tmp/../data/0", bytes(16))), says="missing")
+case(
+    "checkpoint", "zip, TorchScript", archived(("w/data.pkl", program(call("__torch__", "Net"))), ("w/code/a.py", b"x"))
+)
+case(
+    "checkpoint",
+    "zip, members that escape",
+    archived(("../../../data.pkl", TREE), ("/tmp/../data/0", bytes(16))),
+    says="missing",
+)
 case("checkpoint", "zip, a name that drives the terminal", archived(("\x1b[2J/data.pkl", TREE)))
 
 
@@ -588,8 +656,6 @@ for what, content in {
     "an index of zip64 that is missing": patched(GOOD, (END, 8, b"\xff" * 12)),
     "an index that is cut": GOOD[:-30],
     "no index": GOOD[: GOOD.index(CENTRAL)],
-    "a name that ends outside": patched(GOOD, (CENTRAL, 28, b"\xff\xff")),
-    "an extra field that ends outside": patched(GOOD, (CENTRAL, 30, b"\xff\xff")),
     "half": GOOD[: len(GOOD) // 2],
     "the signature alone": LOCAL,
 }.items():
@@ -708,7 +774,8 @@ case("network", "a stem without a weight", network(stem_0_weight=None), says="st
 case("network", "other names", pickle.dumps({"\x1b[2J": np.ones(2, np.float32)}, 4), says="begin with")
 case("network", "other names of a million letters", pickle.dumps({"a" * 10**6: np.ones(2, np.float32)}, 4))
 case("network", "whole numbers", pickle.dumps({"stem.0.weight": np.ones((2, 3, 2, 2), np.int32)}, 4), says="int32")
-case("network", "names of both frameworks", network(stem_2__mean=(2,), stem_2_running__mean=(2,)).replace(b"running._mean", b"running_mean."))
+both = {f"stem.{n}": np.ones(2, np.float32) for n in ("0.weight", "2._mean", "2.running_mean")}
+case("network", "names of both frameworks", pickle.dumps(both, 4), says="mixes")
 
 # --- CIFAR-10 --------------------------------------------------------------------------------------
 
@@ -754,7 +821,9 @@ def tarred(*members: Any, kind: int = tarfile.GNU_FORMAT) -> bytes:
     return stream.getvalue()
 
 
-def header(member: str = "a.png", size: bytes = b"00000000000\0", kind: bytes = b"0", magic: bytes = b"ustar\x0000") -> bytes:
+def header(
+    member: str = "a.png", size: bytes = b"00000000000\0", kind: bytes = b"0", magic: bytes = b"ustar\x0000"
+) -> bytes:
     """A header whose size field may be anything; its checksum is right."""
     raw = bytearray(512)
     raw[: len(member)] = member.encode()
@@ -776,46 +845,126 @@ for what, member in ESCAPES.items():
     case("tar", f"{what}, which is only read", tarred(member), fine=nothing_but(member))
 for what, kind in {"symbolic link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE}.items():
     fields = {"type": kind, "linkname": "/etc/passwd"}
-    case("tar", f"a {what} to /etc/passwd, which is no picture", tarred(("a.png", b"", fields), ("b.png", b"x")), fine=nothing_but(("b.png", b"x")))
-for what, kind in {"device": tarfile.CHRTYPE, "block device": tarfile.BLKTYPE, "pipe": tarfile.FIFOTYPE, "folder": tarfile.DIRTYPE}.items():
-    case("tar", f"a {what}, which is no picture", tarred(("a.png", b"", {"type": kind}), ("b.png", b"x")), fine=nothing_but(("b.png", b"x")))
-case("tar", "a link through a folder", tarred(("d", b"", {"type": tarfile.SYMTYPE, "linkname": "/"}), ("d/etc/x", b"x")), fine=nothing_but(("d/etc/x", b"x")))
+    case(
+        "tar",
+        f"a {what} to /etc/passwd, which is no picture",
+        tarred(("a.png", b"", fields), ("b.png", b"x")),
+        fine=nothing_but(("b.png", b"x")),
+    )
+for what, kind in {
+    "device": tarfile.CHRTYPE,
+    "block device": tarfile.BLKTYPE,
+    "pipe": tarfile.FIFOTYPE,
+    "folder": tarfile.DIRTYPE,
+}.items():
+    case(
+        "tar",
+        f"a {what}, which is no picture",
+        tarred(("a.png", b"", {"type": kind}), ("b.png", b"x")),
+        fine=nothing_but(("b.png", b"x")),
+    )
+case(
+    "tar",
+    "a link through a folder",
+    tarred(("d", b"", {"type": tarfile.SYMTYPE, "linkname": "/"}), ("d/etc/x", b"x")),
+    fine=nothing_but(("d/etc/x", b"x")),
+)
 case("tar", "a name given twice: the later counts", tarred(("a", b"1"), ("a", b"2")), fine=nothing_but(("a", b"2")))
-packers = {"gzip": functools.partial(gzip.compress, mtime=0), "bzip2": bz2.compress, "xz": lzma.compress}
+packers = {
+    "gzip": functools.partial(gzip.compress, mtime=0),
+    "bzip2": functools.partial(bz2.compress, compresslevel=1),
+    "xz": functools.partial(lzma.compress, preset=0),
+}
 for what, pack in packers.items():
-    case("tar", f"a bomb of {what}", pack(tarred(("a.png", bytes(20 * MIB)))), says="outside the archive")
-    case("tar", f"many small files of a bomb of {what}", pack(tarred(*((f"{i}.png", bytes(50_000)) for i in range(400)))), says="unpack")
+    case(
+        "tar", f"a bomb of {what}", lambda c, pack=pack: pack(tarred(("a.png", bytes(17 * MIB)))), says="unpacked first"
+    )
+    case(
+        "tar",
+        f"many small files of a bomb of {what}",
+        lambda c, pack=pack: pack(tarred(*((f"{i}.png", bytes(50_000)) for i in range(340)))),
+        says="unpacked first",
+    )
     case("tar", f"cut {what}", pack(tarred(("a.png", np.random.default_rng(0).bytes(10_000))))[:5000])
-    case("tar", f"damaged {what}", patched(pack(tarred(("a.png", np.random.default_rng(0).bytes(10_000)))), (b"", -6000, b"xxxxxxxx")))
-case("tar", "40,000 empty members of gzip", gzip.compress(b"".join(header(f"{i}.png") for i in range(40_000)), 1), says="unpack")
-case("tar", "20,000 empty members", b"".join(header(f"{i}.png") for i in range(20_000)) + bytes(1024), fine=lambda found: len(found) == 20_000)
-case("tar", "a bomb of gzip in a long name", gzip.compress(header("././@LongLink", b"77777777777\0", b"L", b"ustar  \0") + bytes(20 * MIB)))
+    case(
+        "tar",
+        f"damaged {what}",
+        patched(pack(tarred(("a.png", np.random.default_rng(0).bytes(10_000)))), (b"", -5000, b"xxxxxxxx")),
+    )
+case(
+    "tar",
+    "25,000 empty members of gzip",
+    lambda c: gzip.compress(b"".join(header(f"{i}.png") for i in range(40_000)), 1),
+    says="unpack",
+)
+case(
+    "tar",
+    "20,000 empty members",
+    b"".join(header(f"{i}.png") for i in range(20_000)) + bytes(1024),
+    fine=lambda found: len(found) == 20_000,
+)
+case(
+    "tar",
+    "a bomb of gzip in a long name",
+    gzip.compress(header("././@LongLink", b"77777777777\0", b"L", b"ustar  \0") + bytes(20 * MIB)),
+)
 case("tar", "a bomb of gzip in a pax header", gzip.compress(header("x", b"77777777777\0", b"x") + bytes(20 * MIB)))
 case("tar", "a bomb of gzip within gzip", gzip.compress(gzip.compress(bytes(32 * MIB))))
 LARGEST = b"\x80" + b"\x00" * 3 + b"\x7f" + b"\xff" * 7
-for what, size in {"8 GiB": b"77777777777\0", "8 EiB": LARGEST, "-1": b"\xff" * 12, "-512": b"\xff" * 10 + b"\xfe\x00", "letters": b"zzzzzzzzzzz\0"}.items():
-    for kind, letter in {"a member": b"0", "a long name": b"L", "a long link": b"K", "a pax header": b"x", "a global header": b"g", "a sparse member": b"S", "a folder": b"5"}.items():
+for what, size in {
+    "8 GiB": b"77777777777\0",
+    "8 EiB": LARGEST,
+    "-1,024": b"\xff" * 10 + b"\xfc\x00",
+    "-512": b"\xff" * 10 + b"\xfe\x00",
+    "letters": b"zzzzzzzzzzz\0",
+}.items():
+    for kind, letter in {
+        "a member": b"0",
+        "a long name": b"L",
+        "a long link": b"K",
+        "a pax header": b"x",
+        "a global header": b"g",
+        "a sparse member": b"S",
+        "a folder": b"5",
+    }.items():
         magic = b"ustar  \0" if letter in b"LKS" else b"ustar\x0000"
         case("tar", f"{kind} of {what} bytes", header("a.png", size, letter, magic) + header("b.png") + bytes(1024),
-             fine=(lambda found: not found or set(found) <= {"a.png", "b.png"}) if (letter == b"5" or what == "letters") else None)  # fmt: skip
+             fine=nothing_but(("b.png", b"")) if letter == b"5" and what != "letters" else None)  # fmt: skip
 pax = functools.partial(tarred, kind=tarfile.PAX_FORMAT)
 for what, fields in {
     "a negative size": {"size": "-512"},
     "a huge size": {"size": "9" * 18},
     "a size that is no number": {"size": "many"},
-    "a size of 5,000 digits": {"size": "9" * 5000},
+    "a size of 4,000 digits": {"size": "9" * 4000},
     "sparse parts": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 15},
     "a sparse map": {"GNU.sparse.size": "9" * 15, "GNU.sparse.map": "0,1,99999999999,1", "GNU.sparse.numblocks": "2"},
     "a sparse map that is no map": {"GNU.sparse.map": "a,b", "GNU.sparse.size": "5"},
 }.items():
     case("tar", f"a pax header of {what}", pax(("a.png", b"x" * 600, {"pax_headers": fields}), ("b.png", b"y")),
          fine=(lambda found: set(found) <= {"a.png", "b.png"}) if what == "a size that is no number" else None)  # fmt: skip
-case("tar", "a pax header that repeats itself for ever", header("x", b"00000000022\0", b"x") + b"18 size=-1536\nxxxx".ljust(512, b"\0") + header("a.png") + bytes(1024))
-case("tar", "a pax header of a path that drives the terminal", pax(("\x1b[2J\nb.png", b"x")), fine=lambda found: len(found) == 1)
-case("tar", "10,000 pax headers in a row", b"".join(header("x", b"00000000000\0", b"x") for _ in range(10_000)) + header())
-case("tar", "10,000 long names in a row", b"".join(header("x", b"00000000002\0", b"L", b"ustar  \0") + b"a".ljust(512, b"\0") for _ in range(10_000)) + header())
-case("tar", "a pax header of one field that is half a megabyte of digits", header("x", b"%011o\0" % (512 * 1024), b"x") + b"1" * (512 * 1024) + header(),
-     fine=lambda found: True)  # fmt: skip
+case(
+    "tar",
+    "a pax header that repeats itself for ever",
+    header("x", b"00000000016\0", b"x") + b"14 size=-1536\n".ljust(512, b"\0") + header("a.png") + bytes(1024),
+)
+case(
+    "tar",
+    "a pax header of a path that drives the terminal",
+    pax(("\x1b[2J\nb.png", b"x")),
+    fine=lambda found: len(found) == 1,
+)
+case(
+    "tar",
+    "10,000 pax headers in a row",
+    b"".join(header("x", b"00000000000\0", b"x") for _ in range(10_000)) + header(),
+)
+case(
+    "tar",
+    "10,000 long names in a row",
+    b"".join(header("x", b"00000000002\0", b"L", b"ustar  \0") + b"a".ljust(512, b"\0") for _ in range(10_000))
+    + header(),
+)
+case("tar", "a pax header of one field that is half a megabyte of digits", header("x", b"%011o\0" % (512 * 1024), b"x") + b"1" * (512 * 1024) + header())  # fmt: skip
 case("tar", "a header with a wrong checksum", b"x" + header()[1:])
 case("tar", "a member that is cut", tarred(("a.png", bytes(5000)))[:3000])
 case("tar", "text", b"hello\n" * 1000)
@@ -826,6 +975,7 @@ case("tar", "zeros, which are an empty archive", bytes(10240), fine=lambda found
 
 a_png = {"fine": lambda found: found[1] == [b"a"]}
 case("list", "a picture, to see that the trap is open", b"a.png 3\n", **a_png)
+case("list", "a form feed that is no line", b"a.png\x0c1 \x0b\n", **a_png)
 for what, path in {
     "a path above": "../secret.png",
     "a path above through a folder": "b/../../secret.png",
@@ -857,8 +1007,7 @@ for what, content in {
     "a picture": b"\x89PNG\r\n\x1a\n\0\0\0",
     "nothing": b"",
     "blank lines": b"\n" * 100_000,
-    "200,000 lines": b"".join(b"%d.png 1\n" % i for i in range(200_000)),
-    "a form feed that is no line": b"a.png\x0c1 \x0b\n",
+    "50,000 lines": b"".join(b"%d.png 1\n" % i for i in range(50_000)),
     "a formula": b"=cmd|'/c calc'!A1 1\n",
 }.items():
     case("list", what, content)
@@ -883,10 +1032,15 @@ for what, content in {
     "another separator": b"path;label\na.png;1\n",
     "a formula": b"path,label\n=1+1,1\n",
     "nothing": b"",
-    "200,000 rows": b"path,label\n" + b"".join(b"%d.png,1\n" % i for i in range(200_000)),
+    "50,000 rows": b"path,label\n" + b"".join(b"%d.png,1\n" % i for i in range(50_000)),
 }.items():
     case("csv", what, content)
-case("csv", "a class that drives the terminal", b"path,label\na.png,\x1b[2J\n", fine=lambda found: found[0].classes == ("\\x1b[2J",))
+case(
+    "csv",
+    "a class that drives the terminal",
+    b"path,label\na.png,\x1b[2J\n",
+    fine=lambda found: found[0].classes == ("\\x1b[2J",),
+)
 for what, content in {
     "a name twice": b"cat\ndog\ncat\n",
     "100,000 names, the last twice": b"".join(b"%d\n" % i for i in range(100_000)) + b"99999\n",
@@ -895,12 +1049,19 @@ for what, content in {
     "a line of 4 MiB": b"a" * (4 * MIB),
 }.items():
     case("classes", what, content)
-case("classes", "a name that drives the terminal", b"\x1b[2Jcat\ndog\n", fine=lambda found: found == ("\\x1b[2Jcat", "dog"))
+case(
+    "classes",
+    "a name that drives the terminal",
+    b"\x1b[2Jcat\ndog\n",
+    fine=lambda found: found == ("\\x1b[2Jcat", "dog"),
+)
 
 # --- pictures --------------------------------------------------------------------------------------
 
 
-def png(width: int = 8, height: int = 8, bits: int = 8, colour: int = 0, data: Optional[bytes] = None, *chunks: bytes) -> bytes:
+def png(
+    width: int = 8, height: int = 8, bits: int = 8, colour: int = 0, data: Optional[bytes] = None, *chunks: bytes
+) -> bytes:
     rows = (b"\0" + bytes((width * bits + 7) // 8)) * height if data is None else data
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
@@ -940,7 +1101,11 @@ for reader in ("picture", "picture by cv2"):
     case(reader, "16 bits of grey in PNG", of_16_bits("PNG"), fine=scaled)
     case(reader, "CMYK in JPEG", saved("JPEG", "CMYK"), fine=lambda found: found[0].shape == (64, 64, 3))
     case(reader, "a JPEG that claims 65,535 pixels square", jpeg[: SOF + 5] + b"\xff\xff\xff\xff" + jpeg[SOF + 9 :])
-    case(reader, "a JPEG that claims 9,500 pixels square", jpeg[: SOF + 5] + struct.pack(">HH", 9500, 9500) + jpeg[SOF + 9 :])
+    case(
+        reader,
+        "a JPEG that claims 9,500 pixels square",
+        jpeg[: SOF + 5] + struct.pack(">HH", 9500, 9500) + jpeg[SOF + 9 :],
+    )
     case(reader, "a JPEG that is cut", jpeg[: len(jpeg) // 2])
     case(reader, "a JPEG that is cut but ends as one", jpeg[: SOF + 4] + b"\xff\xd9")
     case(reader, "a JPEG of no pixels", jpeg[: SOF + 5] + bytes(4) + jpeg[SOF + 9 :])
@@ -954,10 +1119,9 @@ for what, content in {
     "PNG of one pixel by 200,000": png(1, 200_000, 8),
     "PNG of 200,000 pixels by one": png(200_000, 1, 8),
     "PNG without data": png(data=b""),
-    "PNG that is cut": png(200, 200)[:100],
+    "PNG that is cut": saved("PNG")[:5000],
     "PNG of a depth that does not exist": png(8, 8, 7),
     "PNG of a colour type that does not exist": png(8, 8, 8, 5),
-    "PNG of a palette without one": png(8, 8, 8, 3, None, chunk(b"PLTE", b"")),
     "PNG of no pixels": png(0, 0),
     "PNG with a damaged checksum": png()[:-20] + b"xxxx" + png()[-16:],
     "PNG with a text bomb": png(8, 8, 8, 0, None, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(64 * MIB)))),
@@ -969,7 +1133,6 @@ for what, content in {
     "BMP of 2 ** 30 pixels square": bmp[:18] + struct.pack("<ii", 2**30, 2**30) + bmp[26:],
     "BMP of a negative width": bmp[:18] + struct.pack("<ii", -64, 64) + bmp[26:],
     "BMP of an offset outside": bmp[:10] + b"\xff\xff\xff\x7f" + bmp[14:],
-    "BMP of a colour table of 4 GiB": bmp[:46] + b"\xff\xff\xff\xff" + bmp[50:],
     "BMP that is cut": bmp[:100],
     "PPM of 10 ** 12 pixels": b"P6\n1000000 1000000\n255\n",
     "PPM of a million digits": b"P6\n" + b"9" * 10**6 + b" 1\n255\n",
@@ -999,7 +1162,12 @@ for what, content in {
     case("picture", what, content)
 case("picture", "16 bits of grey in TIFF", of_16_bits("TIFF"), fine=scaled)
 case("picture", "16 bits of grey in PGM", of_16_bits("PPM"), fine=scaled)
-case("picture", "16 bits of colour in PNG", png(4, 4, 16, 2, (b"\0" + bytes(24)) * 4), fine=lambda found: not found[0].any())
+case(
+    "picture",
+    "16 bits of colour in PNG",
+    png(4, 4, 16, 2, (b"\0" + bytes(24)) * 4),
+    fine=lambda found: not found[0].any(),
+)
 case("picture", "a PNG called JPEG", saved("PNG"), fine=lambda found: found[0].shape == (64, 64, 3))
 case("picture", "CMYK in TIFF", saved("TIFF", "CMYK"), fine=lambda found: found[0].shape == (64, 64, 3))
 case("picture", "a palette of one bit", png(64, 64, 1), fine=lambda found: found[0].shape == (64, 64, 3))
@@ -1010,8 +1178,8 @@ RECIPE = "model: {name: convmixer_tiny}\ndata: {dataset: digits, val_fraction: 0
 case("recipe", "a good one, to see that the trap is open", RECIPE.encode(), fine=lambda found: found.train.epochs == 1)
 for tag, text in {
     "python/object/apply": "!!python/object/apply:builtins.open ['{c}', w]",
-    "python/object/apply of os.system": '!!python/object/apply:os.system ["touch \'{c}\'"]',
-    "python/object/new": '!!python/object/new:os.system ["touch \'{c}\'"]',
+    "python/object/apply of os.system": "!!python/object/apply:os.system [\"touch '{c}'\"]",
+    "python/object/new": "!!python/object/new:os.system [\"touch '{c}'\"]",
     "python/name": "!!python/name:os.system",
     "python/module": "!!python/module:os",
     "python/tuple": "!!python/tuple [1, 2]",
@@ -1023,7 +1191,9 @@ for tag, text in {
 bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
 for what, text in {
     "a billion laughs": bomb,
-    "a billion laughs as a value": RECIPE.replace("convmixer_tiny}", "convmixer_tiny, weights: *a}").replace("model:", "x: &a [1]\nmodel:"),
+    "a billion laughs as a value": RECIPE.replace("convmixer_tiny}", "convmixer_tiny, weights: *a}").replace(
+        "model:", "x: &a [1]\nmodel:"
+    ),
     "a mapping of itself": "&a\nmodel: *a\n",
     "a merge": "x: &a {epochs: 1}\ntrain: {<<: *a}\n",
     "a nest of lists": "model: " + "[" * 30_000,
@@ -1071,7 +1241,12 @@ for what, text in {
 case("recipe", "no text", b"\xff\xfe\xfd")
 case("recipe", "a picture", saved("PNG"))
 
-case("card", "a good one, to see that the trap is open", b'{"model": "convmixer_tiny"}', fine=lambda found: found.model == "convmixer_tiny")
+case(
+    "card",
+    "a good one, to see that the trap is open",
+    b'{"model": "convmixer_tiny"}',
+    fine=lambda found: found.model == "convmixer_tiny",
+)
 for what, text in {
     "a nest of lists": "[" * 100_000,
     "a nest of objects": '{"facts":' * 100_000,
@@ -1100,5 +1275,15 @@ for what, text in {
 }.items():
     case("card", what, text.encode())
 case("card", "no text", b"\xff\xfe\xfd")
-case("card", "classes that drive the terminal", b'{"classes": ["\\u001b[2J", "\\ud800"]}', fine=lambda found: found.classes == ("\\x1b[2J", "\\ud800"))
-case("card", "1 MB of lists", b'{"facts": {"a": [' + b"[]," * 349_000 + b"[]]}}", fine=lambda found: len(found.facts["a"]) == 349_001)
+case(
+    "card",
+    "classes that drive the terminal",
+    b'{"classes": ["\\u001b[2J", "\\ud800"]}',
+    fine=lambda found: found.classes == ("\\x1b[2J", "\\ud800"),
+)
+case(
+    "card",
+    "1 MB of lists",
+    b'{"facts": {"a": [' + b"[]," * 349_000 + b"[]]}}",
+    fine=lambda found: len(found.facts["a"]) == 349_001,
+)
