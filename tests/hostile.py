@@ -426,7 +426,11 @@ case("checkpoint", "a long tuple as arguments again and again",
 case("checkpoint", "a long text made a tuple", program({"w": call("builtins", "tuple", "x" * MIB)}))
 case("checkpoint", "a long text encoded again and again",
      b"\x80\x02" + emit("x" * MIB) + b"q\x00" + emit("latin1") + b"q\x01" + name("_codecs", "encode") + b"q\x02" + b"h\x02h\x00h\x01\x86R" * 1000 + b".")  # fmt: skip
-case("checkpoint", "keys that collide", program({i * (2**61 - 1): None for i in range(30_000)}))
+case(
+    "checkpoint",
+    "keys that collide",
+    program(Raw(b"}(" + b"".join(emit(i * (2**61 - 1)) + b"N" for i in range(30_000)) + b"u")),
+)
 
 # Arrays.
 for what, code in {
