@@ -143,7 +143,8 @@ class Tar:
         unpack = next((unpack for magic, unpack in _COMPRESSED.items() if head.startswith(magic)), None)
         limit = max(_UNPACKED_AT_LEAST, MAX_UNPACKED * self._size) if unpack else self._size
         source = unpack(stream) if unpack else stream
-        with tarfile.open(fileobj=_Limited(source, limit), mode="r:") as archive:
+        headers = _Limited(source, limit)
+        with tarfile.open(fileobj=headers, mode="r:") as archive:
             end = -1
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile would keep a kilobyte of each
@@ -160,10 +161,12 @@ class Tar:
                 if unpack:
                     source.seek(end)
                     self._content[name] = source.read(member.size)
+                    if len(self._content[name]) != member.size:
+                        raise UserError("it is cut off")
                 else:
                     self._spans[name] = end, member.size
-            while unpack and source.tell() <= limit and source.read(1 << 20):  # to the checksum at its end
-                pass
+            while unpack and source.read(1 << 20):  # to the checksum at its end
+                headers.check(source.tell())
 
     def __str__(self) -> str:
         return str(self.path)
@@ -207,14 +210,14 @@ class _Limited:
         if not 0 <= size <= MAX_HEADER:
             raise UserError(f"it has a header of {shown(size)} bytes")
         data = self.stream.read(size)
-        self._check(self.tell())
+        self.check(self.tell())
         return data
 
     def seek(self, place: int) -> None:
-        self._check(place)
+        self.check(place)
         self.stream.seek(place)
 
-    def _check(self, place: int) -> None:
+    def check(self, place: int) -> None:
         if not 0 <= place <= self.limit:
             raise UserError(f"it is cut off, or too large; {_UNPACK}")
 

@@ -889,6 +889,7 @@ for what, pack in packers.items():
         lambda c, pack=pack: pack(tarred(*((f"{i}.png", bytes(50_000)) for i in range(340)))),
         says="unpacked first",
     )
+    case("tar", f"{what} of a member that is cut", pack(tarred(("a.png", bytes(5000)))[:3000]))
     case("tar", f"cut {what}", pack(tarred(("a.png", np.random.default_rng(0).bytes(10_000))))[:5000])
     case(
         "tar",

@@ -21,7 +21,7 @@ from ppconvmixer import UserError
 
 QUICK, THOROUGH = 12, 1_100  # draws for each of the twenty-four fuzzers; each is four files
 COUNT = {"files": 0, "read": 0}
-REGRESSIONS = sorted((GOLDEN / "regressions").glob("*.*"))
+REGRESSIONS = sorted((GOLDEN / "regressions").glob("*-*"))
 
 # --- seeds: a valid small file of every kind -------------------------------------------------------
 
