@@ -39,6 +39,7 @@ class Case:
         fine: checks the result of a file that may be read after all; None where it must be refused.
         trap: a careless reader makes the canary of it; ``test_the_traps_are_real`` sees it do so.
         says: words of the message.
+        pixels: of a picture that is decoded; it may take memory for them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Case:
     fine: Optional[Callable[[Any], bool]] = None
     trap: bool = False
     says: str = ""
+    pixels: int = 0
 
 
 CASES: list[Case] = []
@@ -133,15 +135,15 @@ def write(case: Case, folder: Path, canary: Path) -> Path:
     return path
 
 
-def bound(reader: str, size: int) -> int:
+def bound(case: Case, size: int) -> int:
     """Bytes that reading may add to the memory of the process, by the kind and the size of the file.
 
     32 MiB are the instructions, headers and texts of a file, which are limited in number, and the
     libraries themselves. Compressed archives may unpack to 16 times their size or 16 MiB, tables keep
-    some 60 bytes of every row, a picture takes 16 bytes for every pixel it claims (see ``PIXELS``).
+    some 60 bytes of every row, a decoded picture takes up to 16 bytes a pixel, of which there are at most 89 million.
     """
-    factor = {"tar": 32, "list": 32, "csv": 32}.get(reader, 8)
-    return 32 * MIB + factor * size
+    factor = {"tar": 32, "list": 32, "csv": 32}.get(case.reader, 8)
+    return 32 * MIB + factor * size + 16 * case.pixels
 
 
 def safe_names() -> list[str]:
@@ -1165,6 +1167,13 @@ for what, content in {
     "a pickle": program(1),
 }.items():  # fmt: skip
     case("picture", what, content)
+case(
+    "picture",
+    "36 million pixels in 6 kB",
+    lambda c: png(6000, 6000, 1),
+    fine=lambda found: found[0].shape == (6000, 6000, 3),
+    pixels=6000**2,
+)
 case("picture", "16 bits of grey in TIFF", of_16_bits("TIFF"), fine=scaled)
 case("picture", "16 bits of grey in PGM", of_16_bits("PPM"), fine=scaled)
 case(

@@ -93,7 +93,7 @@ def test_a_hostile_file_is_refused_in_one_line_or_read_as_what_it_is(case):
             assert case.says in text
             # the file, the folder its picture should be in, or the picture
             assert case.reader in NAMELESS or str(folder) in text or "a.png" in text, text
-        allowed = bound(case.reader, size)
+        allowed = bound(case, size)
         GROWTH[case.name] = growth, allowed
         assert growth <= allowed, f"it took {growth / MIB:.0f} MiB; {allowed / MIB:.0f} are allowed"
 
