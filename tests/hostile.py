@@ -4,6 +4,8 @@
 it makes the file whose path the builder is given (the canary).
 """
 
+from __future__ import annotations
+
 import bz2
 import dataclasses
 import functools
