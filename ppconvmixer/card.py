@@ -12,10 +12,11 @@ import logging
 from pathlib import Path
 from typing import Any, Optional
 
-from .errors import UserError
-from .files import PathLike, sha256, write_text
+from .errors import UserError, printable, said
+from .files import PathLike, read_text, sha256, write_text
 
 logger = logging.getLogger("ppconvmixer")
+MAX_BYTES = 1 << 20  # JSON swells some twentyfold in memory; a thousand class names take 30 kB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,24 +43,37 @@ def read(weights: PathLike) -> Card:
 
     Raises:
         UserError: the card is no JSON of the expected form.
+
+    Control characters in names of classes are spelled out; the names are there to be printed.
     """
     path = Path(weights).with_suffix(".json")
     if not path.is_file():
         return Card()
     try:
-        content = json.loads(path.read_text("utf-8"))
-        fields = {field.name: content[field.name] for field in dataclasses.fields(Card) if field.name in content}
-        card = Card(**fields)
-        known = isinstance(card.input, dict) and isinstance(card.model, (str, type(None)))
-        if not known or not all(isinstance(name, str) for name in card.classes or ()):
+        content = json.loads(read_text(path, MAX_BYTES), object_pairs_hook=_no_key_twice)
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        card = Card(**{field.name: content[field.name] for field in dataclasses.fields(Card) if field.name in content})
+        texts = all(isinstance(value, (str, type(None))) for value in (card.model, card.sha256))
+        names = card.classes is None or isinstance(card.classes, list)
+        if not texts or not names or not isinstance(card.input, dict) or not isinstance(card.facts, dict):
             raise ValueError("a field is of the wrong kind")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the card {path}: {error}; mend it or move it away") from error
+        if not all(isinstance(name, str) for name in card.classes or ()):
+            raise ValueError("the name of a class is no text")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read the card {path}: {said(error)}; mend it or move it away") from error
     if card.sha256 is not None and Path(weights).is_file() and card.sha256 != sha256(weights):
         logger.warning(
             "the card %s was written for another file; its input and class names are used all the same", path
         )
-    return dataclasses.replace(card, classes=tuple(card.classes) if card.classes else None)
+    return dataclasses.replace(card, classes=tuple(map(printable, card.classes)) if card.classes else None)
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key is given twice")
+    return content
 
 
 def write(weights: PathLike, card: Card) -> None:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import mmap
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, BinaryIO, Callable, Optional
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from . import safe_pickle, torch_file
-from .errors import UserError
+from .errors import UserError, said, shown
 from .files import PathLike, atomic_write
 
 State = dict[str, np.ndarray]
 
 _WRAPPERS = ("state_dict", "model")  # where training programs keep the weights among their records
 _SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "BF16": "<u2"}
+_MAX_HEADER = 1 << 20  # bytes of a .safetensors header, whose entries swell twentyfold; ConvMixer's take 50 kB
 _PADDLE_NAMES = "StructuredToParameterName@@"  # paddle.save's table of automatic names
 
 
@@ -46,18 +47,15 @@ def read(path: PathLike) -> State:
         with open(path, "rb") as stream:
             head = stream.read(16)
             if not head:
-                raise UserError(f"{path} is empty; fetch it again")
+                raise UserError("it is empty; fetch it again")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                state = _reader(head, content.size())(path, content)
+                return _weights(_reader(head, content.size())(stream, content))
     except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or said(error)}") from error
     except UserError as error:
-        if str(path) in str(error):
-            raise
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error
     except Exception as error:  # parsers of damaged files fail in more ways than can be listed
-        raise UserError(f"cannot read the checkpoint {path}: it is damaged ({error})") from error
-    return _weights(path, state)
+        raise UserError(f"cannot read the checkpoint {path}: it is damaged ({said(error)})") from error
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:
@@ -67,10 +65,14 @@ def read_metadata(path: PathLike) -> dict[str, str]:
         UserError: no such file, or damaged.
     """
     try:
+        with open(path, "rb") as stream:
+            _check_header(stream.read(8))
         with safetensors.safe_open(path, framework="np") as content:
             return content.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or said(error)}") from error
+    except (UserError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {said(error)}") from error
 
 
 def write(path: PathLike, state: Mapping[str, np.ndarray], metadata: Optional[Mapping[str, str]] = None) -> None:
@@ -94,62 +96,77 @@ def write(path: PathLike, state: Mapping[str, np.ndarray], metadata: Optional[Ma
         raise UserError(f"cannot write {path}: name a file ending in .pdparams or .safetensors")
 
 
-def _reader(head: bytes, size: int) -> Callable[[Path, mmap.mmap], Any]:
+def _reader(head: bytes, size: int) -> Callable[[BinaryIO, mmap.mmap], State]:
     """Choose the reader by the first bytes and the size of the file."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:  # the length of a header of JSON
         return _read_safetensors
     if head.startswith(b"PK\x03\x04"):
-        return lambda path, _: _torch_state(*torch_file.read_zip(path))
+        return lambda stream, content: _torch_state(content.size(), *torch_file.read_zip(stream, content))
     if head.startswith(torch_file.LEGACY_PREFIX):
-        return lambda _, content: _torch_state(*torch_file.read_legacy(content))
+        return lambda _, content: _torch_state(content.size(), *torch_file.read_legacy(content))
     if head[:1] == b"\x80":
         return _read_paddle
     raise UserError("neither Paddle's, torch's nor a safetensors file")
 
 
-def _read_paddle(path: Path, content: mmap.mmap) -> State:
+def _read_paddle(_: BinaryIO, content: mmap.mmap) -> State:
     tree = _unwrap(safe_pickle.load(content, content.size(), _PADDLE))
     tree.pop(_PADDLE_NAMES, None)
-    state = {}
+    arrays = {}
     for name, value in tree.items():
         if type(value) is tuple and len(value) == 2:  # a tensor in a nested structure: (automatic name, array)
             value = value[1]
         if not isinstance(value, safe_pickle.Array) or value.value is None:
-            raise UserError(f"the entry {name!r} is no array")
-        state[name] = torch_file.from_bfloat16(value.value) if value.value.dtype == np.uint16 else value.value
-    return state
+            raise UserError(f"the entry {shown(name)} is no array")
+        arrays[name] = value.value
+    _check_total(arrays.values(), content.size())
+    return {n: torch_file.from_bfloat16(value) if value.dtype == np.uint16 else value for n, value in arrays.items()}
 
 
 _PADDLE = {
     **safe_pickle.NUMPY,
-    "collections.OrderedDict": lambda items=(): dict(items),
-    "builtins.tuple": tuple,
-    "__builtin__.tuple": tuple,
+    "collections.OrderedDict": safe_pickle.ordered_dict,
+    "builtins.tuple": safe_pickle.as_tuple,
+    "__builtin__.tuple": safe_pickle.as_tuple,
 }
 
 
-def _read_safetensors(path: Path, content: mmap.mmap) -> State:
+def _read_safetensors(_: BinaryIO, content: mmap.mmap) -> State:
+    _check_header(content[:8])
     try:
         tensors = safetensors.deserialize(content[:])
     except safetensors.SafetensorError as error:
-        raise UserError(f"damaged or cut off: {error}") from error
+        raise UserError(f"damaged or cut off: {said(error)}") from error
     state = {}
     for name, tensor in tensors:
         kind = tensor["dtype"]
         if kind not in _SAFETENSORS_DTYPES:
-            raise UserError(f"the entry {name!r} is of type {kind}; float16, bfloat16, float32 and float64 are read")
+            raise UserError(
+                f"the entry {shown(name)} is of type {kind}; float16, bfloat16, float32 and float64 are read"
+            )
         value = np.frombuffer(tensor["data"], _SAFETENSORS_DTYPES[kind]).reshape(tensor["shape"])
         state[name] = torch_file.from_bfloat16(value) if kind == "BF16" else value
     return state
 
 
-def _torch_state(tree: Any, storages: Callable[[str], np.ndarray]) -> State:
-    state = {}
-    for name, value in _unwrap(tree).items():
+def _check_header(start: bytes) -> None:
+    if int.from_bytes(start, "little") > _MAX_HEADER:
+        raise UserError(f"its header is of more than {_MAX_HEADER:,} bytes; that of a ConvMixer takes 50,000")
+
+
+def _torch_state(size: int, tree: Any, storages: Callable[[str], np.ndarray]) -> State:
+    tensors = _unwrap(tree)
+    for name, value in tensors.items():
         if not isinstance(value, torch_file.Tensor):
-            raise UserError(f"the entry {name!r} is no tensor")
-        state[name] = value.array(storages)
-    return state
+            raise UserError(f"the entry {shown(name)} is no tensor")
+    _check_total(tensors.values(), size)
+    return {name: value.array(storages) for name, value in tensors.items()}
+
+
+def _check_total(arrays: Iterable[Any], size: int) -> None:
+    """Entries may share their numbers, but whoever copies them must not be flooded: every number takes a byte."""
+    if sum(array.size for array in arrays) > size:
+        raise UserError("its entries hold more numbers than the file has bytes")
 
 
 def _unwrap(tree: Any) -> dict[str, Any]:
@@ -167,11 +184,11 @@ def _unwrap(tree: Any) -> dict[str, Any]:
     return tree
 
 
-def _weights(path: Path, state: State) -> State:
+def _weights(state: State) -> State:
     state = {name: value for name, value in state.items() if not name.endswith(".num_batches_tracked")}
+    if not state:
+        raise UserError("it holds no named weights")
     for name, value in state.items():
         if value.dtype.kind != "f":
-            raise UserError(
-                f"cannot read the checkpoint {path}: the entry {name!r} is {value.dtype}, not floating-point"
-            )
+            raise UserError(f"the entry {shown(name)} is {value.dtype}, not floating-point")
     return state

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Optional
 
 from . import __version__, card, checkpoint, distributed, download, layouts, zoo
 from .engines import ENGINES, create_engine
-from .errors import UserError
+from .errors import UserError, printable
 from .files import atomic_write, sha256, write_text
 from .trained import Trained
 
@@ -144,15 +144,23 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+class _Formatter(logging.Formatter):
+    """The message alone, without what a name from a file could do to the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, record.message.split("\n")))
+
+
 def _configure_output() -> None:
     """Messages go to stderr as they are, from the first process only; Paddle's remarks on itself stay away."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter())
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.ERROR if distributed.RANK else logging.INFO)
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of a strange picture; it is read or refused
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
 
 
@@ -260,13 +268,18 @@ def _pictures(options: argparse.Namespace, network: Trained) -> Any:
 
 
 def _predictions(found: Any, names: Sequence[str]) -> str:
+    """Write a row for every picture; a path that a spreadsheet would run as a formula gets ``./`` before it."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     places = range(1, found.k + 1)
     rows.writerow(["path", "label", *(f"class_{i}" for i in places), *(f"probability_{i}" for i in places)])
     for index, label, classes, probabilities in zip(found.indices, found.labels, found.classes, found.probabilities):
-        rows.writerow([names[index], label, *classes, *(f"{p:.6f}" for p in probabilities)])
+        path = f"./{names[index]}" if names[index].startswith(_FORMULA) else names[index]
+        rows.writerow([path, label, *classes, *(f"{p:.6f}" for p in probabilities)])
     return text.getvalue()
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> None:

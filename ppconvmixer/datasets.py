@@ -6,23 +6,33 @@ the small sets, the pixels) of one picture.
 
 from __future__ import annotations
 
+import bz2
+import collections
 import csv
 import dataclasses
+import gzip
 import io
+import itertools
+import lzma
+import os
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Callable, Optional, Union
+from typing import Any, BinaryIO, Callable, Optional, Union
 
 import numpy as np
 
 from . import safe_pickle
-from .errors import UserError
+from .errors import UserError, brief, printable, said, shown
 from .files import PathLike
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-MAX_IN_MEMORY = 4 << 30  # bytes a compressed archive may unpack to
+MAX_UNPACKED = 16  # times its size that a compressed archive may unpack to; CIFAR-10 as JPEGs comes to 6
+MAX_LINE = 1 << 16  # characters of a line of a list or table; a path has at most 4,096 bytes
+MAX_HEADER = 1 << 14  # bytes of a tar header, which Python may take quadratic time to parse; a path has 4,096
+_UNPACKED_AT_LEAST = 16 << 20  # bytes; a small archive of flat pictures may shrink by more
+_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -31,7 +41,7 @@ class Pictures:
     """Labelled pictures.
 
     Args:
-        names: what to call each picture when speaking to a person.
+        names: what to call each picture when speaking to a person; control characters are spelled out.
         labels: int64, one a picture.
         classes: names of the labels 0, 1, ..., where they are known.
         fetch: the encoded bytes, or the uint8 (H, W, 3) pixels, of picture i.
@@ -41,6 +51,9 @@ class Pictures:
     labels: np.ndarray
     classes: Optional[tuple[str, ...]]
     fetch: Callable[[int], Union[bytes, np.ndarray]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", list(map(printable, self.names)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,7 +69,7 @@ class Pictures:
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))
         if wrong.size:
             raise UserError(
-                f"{self.names[wrong[0]]} has the label {self.labels[wrong[0]]}, "
+                f"{brief(self.names[wrong[0]])} has the label {self.labels[wrong[0]]}, "
                 f"but the model has {num_classes} classes (labels 0 to {num_classes - 1}); "
                 f"{wrong.size} of {len(self)} labels are outside"
             )
@@ -78,19 +91,36 @@ class Folder:
         return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
 
     def find(self, name: str) -> Optional[str]:
-        """Return the name of an existing file, or None."""
-        return name if (self.root / name).is_file() else None
+        """Return the name of an existing file, or None.
+
+        Raises:
+            UserError: the name leads out of the folder. The user's own links may do so, a stranger's list not.
+        """
+        try:
+            return name if self._path(name).is_file() else None
+        except (OSError, ValueError) as error:  # a name longer than names may be, or with a zero byte
+            if isinstance(error, UserError):
+                raise
+            return None
 
     def read(self, name: str) -> bytes:
-        """Return a file's content."""
-        return (self.root / name).read_bytes()
+        """Return a file's content; raises as ``find`` does."""
+        return self._path(name).read_bytes()
+
+    def _path(self, name: str) -> Path:
+        root = os.path.abspath(self.root)
+        path = os.path.normpath(os.path.join(root, name))
+        if not path.startswith(os.path.join(root, "")):
+            raise UserError(f"{shown(name)} leads out of the folder {self.root}, and is not read")
+        return Path(path)
 
 
 class Tar:
     """The files in a tar archive, without unpacking it.
 
     An uncompressed archive is read in place: the index is made once, and every read opens the file
-    anew, so workers share nothing. A compressed one is unpacked into memory, never to the disk.
+    anew, so workers share nothing. A compressed one is unpacked into memory, never to the disk, up to
+    ``MAX_UNPACKED`` times its size.
     """
 
     def __init__(self, path: PathLike):
@@ -98,28 +128,45 @@ class Tar:
         self._content: dict[str, bytes] = {}
         self._spans: dict[str, tuple[int, int]] = {}
         try:
-            with tarfile.open(self.path) as archive:
-                in_place = archive.fileobj is not None and type(archive.fileobj).__name__ == "BufferedReader"
-                left = MAX_IN_MEMORY
-                for member in archive:
-                    if not member.isreg():
-                        continue
-                    name = str(PurePosixPath(member.name))
-                    if in_place and not member.issparse():
-                        self._spans[name] = member.offset_data, member.size
-                        continue
-                    left -= member.size
-                    if left < 0:
-                        raise UserError(f"{self.path} unpacks to more than {MAX_IN_MEMORY >> 30} GiB; unpack it first")
-                    self._content[name] = archive.extractfile(member).read()
-        except (OSError, EOFError, tarfile.TarError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"cannot read the archive {self.path}: {error}") from error
-        self._size = self.path.stat().st_size
+            self._size = self.path.stat().st_size
+            with open(self.path, "rb") as stream:
+                self._index(stream)
+        except Exception as error:  # tarfile and the decompressors fail in more ways than can be listed
+            raise UserError(f"cannot read the archive {self.path}: {said(error)}") from error
         self._by_file_name: dict[str, list[str]] = {}
         for name in [*self._spans, *self._content]:
             self._by_file_name.setdefault(name.rsplit("/", 1)[-1], []).append(name)
+
+    def _index(self, stream: BinaryIO) -> None:
+        head = stream.read(6)
+        stream.seek(0)
+        unpack = next((unpack for magic, unpack in _COMPRESSED.items() if head.startswith(magic)), None)
+        limit = max(_UNPACKED_AT_LEAST, MAX_UNPACKED * self._size) if unpack else self._size
+        source = unpack(stream) if unpack else stream
+        headers = _Limited(source, limit)
+        with tarfile.open(fileobj=headers, mode="r:") as archive:
+            end = -1
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # tarfile would keep a kilobyte of each
+                if member.offset_data <= end:  # a negative size leads back to what was read already
+                    raise UserError(f"the member {shown(member.name)} reaches outside the archive")
+                end = member.offset_data
+                if not member.isreg():
+                    continue
+                if not end <= end + member.size <= limit:
+                    raise UserError(f"the member {shown(member.name)} reaches outside the archive; {_UNPACK}")
+                if member.issparse():
+                    raise UserError(f"the member {shown(member.name)} is sparse; pack it as it is")
+                name = str(PurePosixPath(member.name))
+                if unpack:
+                    source.seek(end)
+                    self._content[name] = source.read(member.size)
+                    if len(self._content[name]) != member.size:
+                        raise UserError("it is cut off")
+                else:
+                    self._spans[name] = end, member.size
+            while unpack and source.read(1 << 20):  # to the checksum at its end
+                headers.check(source.tell())
 
     def __str__(self) -> str:
         return str(self.path)
@@ -147,6 +194,32 @@ class Tar:
         if len(data) != size:
             raise UserError(f"{self.path} is cut off")
         return data
+
+
+_UNPACK = f"a compressed one of more than {MAX_UNPACKED} times its size must be unpacked first"
+
+
+class _Limited:
+    """The stream that tarfile reads headers from: short ones, up to ``limit``, without room for what is not there."""
+
+    def __init__(self, stream: Any, limit: int):
+        self.stream, self.limit = stream, limit
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise UserError(f"it has a header of {shown(size)} bytes")
+        data = self.stream.read(size)
+        self.check(self.tell())
+        return data
+
+    def seek(self, place: int) -> None:
+        self.check(place)
+        self.stream.seek(place)
+
+    def check(self, place: int) -> None:
+        if not 0 <= place <= self.limit:
+            raise UserError(f"it is cut off, or too large; {_UNPACK}")
 
 
 Source = Union[Folder, Tar]
@@ -178,13 +251,16 @@ def from_list(source: Source, list_file: PathLike) -> Pictures:
     for number, line in enumerate(_lines(list_file), 1):
         if not line.strip():
             continue
-        match = re.fullmatch(r"\s*(.+?)\s*[\s,]\s*(\d{1,9})\s*", line)
-        if not match:
+        line = line.strip()
+        name = line.rstrip("0123456789")
+        label = line[len(name) :]
+        path = name.rstrip().removesuffix(",").rstrip()
+        if path == name or not path or not 1 <= len(label) <= 9:
             raise UserError(
-                f"{list_file}, line {number}: want 'path label' with a whole number as label, got {line.strip()[:80]!r}"
+                f"{list_file}, line {number}: want 'path label' with a whole number as label, got {shown(line)}"
             )
-        names.append(match[1])
-        labels.append(int(match[2]))
+        names.append(path)
+        labels.append(int(label))
     return _located(source, names, labels, None, list_file)
 
 
@@ -196,16 +272,24 @@ def from_csv(source: Source, csv_file: PathLike, classes: Optional[Sequence[str]
     Raises:
         UserError: the table cannot be read, a column or a cell is missing, or a label is none of ``classes``.
     """
-    table = csv.DictReader(io.StringIO("\n".join(_lines(csv_file))), skipinitialspace=True)
-    for column in ("path", "label"):
-        if column not in (table.fieldnames or []):
-            raise UserError(f"{csv_file} has no column {column!r}; its first line must name the columns path and label")
+    table = csv.reader(_lines(csv_file), skipinitialspace=True, strict=True)
     names, words = [], []
-    for row in table:
-        if not row["path"] or not row["label"]:
-            raise UserError(f"{csv_file}, line {table.line_num}: path or label is missing")
-        names.append(row["path"].strip())
-        words.append(row["label"].strip())
+    try:
+        columns = next(table, [])
+        for column in ("path", "label"):
+            if columns.count(column) != 1:
+                how = "no column" if column not in columns else "two columns"
+                raise UserError(f"{csv_file} has {how} {column!r}; its first line must name the columns path and label")
+        path, label = columns.index("path"), columns.index("label")
+        for row in filter(None, table):
+            if len(row) != len(columns):
+                raise UserError(f"{csv_file}, line {table.line_num}: {len(row)} cells under {len(columns)} columns")
+            if not row[path].strip() or not row[label].strip():
+                raise UserError(f"{csv_file}, line {table.line_num}: path or label is missing")
+            names.append(row[path].strip())
+            words.append(printable(row[label].strip()))
+    except csv.Error as error:
+        raise UserError(f"{csv_file}, line {table.line_num}: {said(error)}") from error
     if classes is None and all(re.fullmatch(r"\d{1,9}", word) for word in words):
         return _located(source, names, [int(word) for word in words], None, csv_file)
     classes = tuple(sorted(set(words)) if classes is None else classes)
@@ -231,7 +315,7 @@ def from_folders(source: Source, under: str = "", classes: Optional[Sequence[str
         and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
         and not any(part.startswith(".") for part in name.split("/"))
     ]
-    words = [name[len(prefix) :].split("/", 1)[0] for name in names]
+    words = [printable(name[len(prefix) :].split("/", 1)[0]) for name in names]
     if not names:
         raise UserError(f"there are no class folders with pictures in {source}{f' under {under}' if under else ''}")
     classes = tuple(sorted(set(words)) if classes is None else classes)
@@ -258,8 +342,8 @@ def cifar10(source: Source, split: str) -> Pictures:
             raise UserError(f"{source} holds no {batch}; give cifar-10-python.tar.gz or the folder it unpacks to")
         try:
             data, numbers = _cifar_batch(source.read(found[0]))
-        except UserError as error:
-            raise UserError(f"{source}: {batch}: {error}") from error
+        except (UserError, OSError) as error:
+            raise UserError(f"{source}: {batch}: {said(error)}") from error
         pixels.append(data)
         labels.append(numbers)
     images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -284,7 +368,7 @@ def hold_out(pictures: Pictures, fraction: float, seed: int) -> tuple[Pictures, 
     for label in np.unique(pictures.labels):
         members = rng.permutation(np.flatnonzero(pictures.labels == label))
         if len(members) < 2:
-            name = pictures.classes[label] if pictures.classes else label
+            name = brief(pictures.classes[label]) if pictures.classes else label
             raise UserError(f"the class {name} has one picture; it cannot be both trained on and held out")
         held.extend(members[: min(max(round(len(members) * fraction), 1), len(members) - 1)])
     keep = np.setdiff1d(np.arange(len(pictures)), held)
@@ -293,16 +377,24 @@ def hold_out(pictures: Pictures, fraction: float, seed: int) -> tuple[Pictures, 
 
 def read_classes(path: PathLike) -> tuple[str, ...]:
     """Read class names, one a line, in the order of the labels."""
-    classes = tuple(line.strip() for line in _lines(path) if line.strip())
-    if len(set(classes)) != len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise UserError(f"{path} names the class {twice!r} twice")
+    classes = tuple(printable(line.strip()) for line in _lines(path) if line.strip())
+    for name, count in collections.Counter(classes).most_common(1):
+        if count > 1:
+            raise UserError(f"{path} names the class {shown(name)} twice")
     return classes
 
 
-def _lines(path: PathLike) -> list[str]:
+def _lines(path: PathLike) -> Iterator[str]:
+    """Yield the lines of a text, one at a time: a table may be large, but no line of it."""
     try:
-        return Path(path).read_text("utf-8-sig").splitlines()
+        with open(path, encoding="utf-8-sig") as stream:
+            for number in itertools.count(1):
+                line = stream.readline(MAX_LINE + 1)
+                if not line:
+                    return
+                if len(line) > MAX_LINE or "\0" in line:
+                    raise UserError(f"{path}, line {number}: it is no text, or longer than {MAX_LINE:,} characters")
+                yield line
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error
 
@@ -314,7 +406,9 @@ def _located(
     if not names:
         raise UserError(f"{table} names no pictures")
     if not any(source.find(name) is not None for name in names):
-        raise UserError(f"none of the {len(names)} pictures of {table} is in {source}; it begins with {names[0]}")
+        raise UserError(
+            f"none of the {len(names)} pictures of {table} is in {source}; it begins with {brief(names[0])}"
+        )
 
     def fetch(i: int) -> bytes:
         name = source.find(names[i])
@@ -329,7 +423,9 @@ def _numbers(words: Sequence[str], names: Sequence[str], classes: Sequence[str])
     place = {name: i for i, name in enumerate(classes)}
     for word, name in zip(words, names):
         if word not in place:
-            raise UserError(f"{name} is of the class {word!r}, which is none of the {len(classes)} known classes")
+            raise UserError(
+                f"{brief(name)} is of the class {shown(word)}, which is none of the {len(classes)} known classes"
+            )
     return np.array([place[word] for word in words], np.int64)
 
 
@@ -343,6 +439,7 @@ def _cifar_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if (
         pixels is None
         or pixels.dtype != np.uint8
+        or not pixels.size
         or pixels.shape[1:] != (3072,)
         or not isinstance(labels, list)
         or len(labels) != len(pixels)

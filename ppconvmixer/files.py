@@ -61,6 +61,24 @@ def rename(path: PathLike, target: PathLike) -> None:
     _sync_folder(Path(target).parent)
 
 
+def read_text(path: PathLike, limit: int) -> str:
+    """Return a UTF-8 text of at most ``limit`` bytes.
+
+    Raises:
+        UserError: no such file, longer, or no text; the message says which and leaves the name to the caller.
+    """
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise UserError(f"it is longer than {limit:,} bytes")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise UserError("it is not UTF-8 text") from error
+
+
 def sha256(path: PathLike) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
     return digest(path, "sha256")

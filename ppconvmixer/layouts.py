@@ -14,7 +14,7 @@ from typing import Optional
 import numpy as np
 
 from .checkpoint import State
-from .errors import UserError, unknown
+from .errors import UserError, brief, shown, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,18 @@ def to_ours(state: State) -> Translation:
     layout = max(LAYOUTS, key=lambda name: len(_match(state, name, framework)))
     names = _match(state, layout, framework)
     if not any(ours.startswith("stem.0.") for ours in names.values()):
-        first = ", ".join(list(state)[:3]) or "none"
+        first = ", ".join(brief(name) for name in list(state)[:3]) or "none"
         raise UserError(
             f"this is no ConvMixer checkpoint: its names begin with {first}; known layouts: {', '.join(LAYOUTS)}"
         )
     ours = {ours: _transposed(ours, state[theirs], framework) for theirs, ours in names.items()}
+    for name, value in ours.items():
+        if not value.size:  # its other axes could claim a network of any size
+            raise UserError(f"this is no ConvMixer checkpoint: {name} is empty, of shape {shown(value.shape)}")
+    stem, head = ours.get("stem.0.weight"), ours.get("head.weight")
+    if np.ndim(stem) != 4 or (head is not None and (head.ndim != 2 or len(head) != len(stem))):
+        shapes = " and ".join("none" if value is None else shown(value.shape) for value in (stem, head))
+        raise UserError(f"this is no ConvMixer checkpoint: its stem and head have the shapes {shapes}")
     return Translation(ours, layout, framework, names, tuple(n for n in state if n not in names))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import typing
@@ -11,8 +12,8 @@ from typing import Any, Optional, Union
 
 import yaml
 
-from .errors import UserError, unknown
-from .files import PathLike
+from .errors import UserError, said, shown, unknown
+from .files import PathLike, read_text
 from .transforms import Augment
 from .zoo import InputSpec, canonical, input_spec
 
@@ -20,6 +21,7 @@ DATASETS = ("digits", "cifar10", "folder", "list", "csv")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "cosine", "onecycle")
 AMP_LEVELS = ("O0", "O1", "O2")
+MAX_BYTES = 1 << 16  # PyYAML takes 250 times a text's size in memory; the shipped recipes have under 1,000 bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,9 +226,9 @@ def load(path: PathLike, overrides: Iterable[str] = ()) -> Recipe:
     """
     file = _find(path)
     try:
-        tree = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"cannot read the recipe {file}: {' '.join(str(error).split())}") from error
+        tree = _yaml(read_text(file, MAX_BYTES))
+    except UserError as error:
+        raise UserError(f"cannot read the recipe {file}: {error}") from error
     try:
         tree = _mapping(tree, "the recipe")
         for override in overrides:
@@ -269,19 +271,44 @@ def _find(path: PathLike) -> Path:
     raise UserError(f"there is no recipe {path}; give a YAML file, or one that comes with the package: {names}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values, without what lets a short text stand for a long one or for two at once."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise UserError(f"it uses the alias {shown(self.peek_event().anchor)}; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if isinstance(node, yaml.MappingNode) and len(mapping) != len(node.value):
+            (twice, _), *_ = collections.Counter(key.value for key, _ in node.value).most_common(1)
+            raise UserError(f"the key {shown(twice)} is given twice")
+        return mapping
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a kind of SafeLoader)
+    except UserError:
+        raise
+    except Exception as error:  # not all of PyYAML's errors are YAMLErrors: dates and numbers raise what int() does
+        raise UserError(said(error)) from error
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"the override {override!r} is not of the form key.sub=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"the value of {key} is no YAML: {text!r}") from error
+        value = _yaml(text)
+    except UserError as error:
+        raise UserError(f"the value of {key} is no YAML: {shown(text)}") from error
     *groups, name = key.split(".")
     for group in groups:
         if not isinstance(tree.get(group), dict):
             if tree.get(group) is not None:
-                raise UserError(f"{key} cannot be set: {group} is {tree[group]!r}")
+                raise UserError(f"{key} cannot be set: {group} is {shown(tree[group])}")
             tree[group] = {}
         tree = tree[group]
     tree[name] = value
@@ -316,15 +343,15 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
         if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            raise UserError(f"{key} is {value!r}; want a list of {len(kinds)} numbers")
+            raise UserError(f"{key} is {shown(value)}; want a list of {len(kinds)} numbers")
         return tuple(_value(kind, v, key) for kind, v in zip(kinds, value))
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             value = float(value)  # YAML 1.1 takes 1e-3 for text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
-    if type(value) is not hint or value != value:
-        raise UserError(f"{key} is {value!r}; want {_WORDS[hint]}")
+    if type(value) is not hint or value != value or (hint is int and value.bit_length() > 63):
+        raise UserError(f"{key} is {shown(value)}; want {_WORDS[hint]}")
     return value
 
 
@@ -333,7 +360,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{key} is {value!r}; want keys and values")
+        raise UserError(f"{key} is {shown(value)}; want keys and values")
     return value
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import mmap
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Callable
+from typing import Any, BinaryIO, Callable
 
 import numpy as np
 
 from . import safe_pickle
-from .errors import UserError
+from .errors import UserError, said, shown
 
+MAX_ENTRIES = 10_000  # of a zip; zipfile keeps some 700 bytes of each. The published files have under 1,000
 LEGACY_PREFIX = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of torch.serialization.MAGIC_NUMBER
 _STORAGES = {
     "torch.HalfStorage": "f2",
@@ -49,6 +50,11 @@ class Tensor(safe_pickle.Opaque):
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @property
+    def size(self) -> int:
+        """Count the numbers."""
+        return math.prod(self.shape)
+
     def array(self, storages: Callable[[str], np.ndarray]) -> np.ndarray:
         """Return the numbers; a view of the storage where NumPy has the type, so strides cost no memory.
 
@@ -58,17 +64,11 @@ class Tensor(safe_pickle.Opaque):
         raw, dtype = storages(self.storage.key), _dtype(self.storage.kind)
         numbers = raw[: raw.size // dtype.itemsize * dtype.itemsize].view(dtype)
         numbers = numbers[self.storage.offset : self.storage.offset + self.storage.size]
-        whole = all(isinstance(n, int) and n >= 0 for n in (self.offset, *self.shape, *self.stride))
-        elements = int(np.prod([int(n) for n in self.shape], dtype=object)) if whole else 0
-        reach = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride)) if elements else 0
-        if (
-            not whole
-            or len(self.shape) != len(self.stride)
-            or numbers.size != self.storage.size
-            or elements > numbers.size
-            or (elements and reach >= numbers.size)
-        ):
-            raise UserError(f"a tensor of shape {self.shape}, stride {self.stride} reaches outside its storage")
+        reach = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride)) if self.size else 0
+        if numbers.size != self.storage.size or self.size > numbers.size or (self.size and reach >= numbers.size):
+            raise UserError(
+                f"a tensor of shape {shown(self.shape)}, stride {shown(self.stride)} reaches outside its storage"
+            )
         strides = [s * numbers.itemsize for s in self.stride]
         view = np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
         return from_bfloat16(view) if self.storage.kind == "bfloat16" else view
@@ -84,68 +84,79 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def _rebuild_tensor(storage: Any, offset: int, shape: tuple, stride: tuple, *_: Any) -> Tensor:
-    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
-        raise UserError("the file is damaged: a tensor without storage, shape or stride")
+    fine = isinstance(storage, _Storage) and all(map(safe_pickle.is_shape, ((offset,), shape, stride)))
+    if not fine or len(shape) != len(stride):
+        raise UserError(f"the file is damaged: a tensor of shape {shown(shape)}, stride {shown(stride)}")
     return Tensor(storage, offset, shape, stride)
 
 
 def _storage(identity: Any) -> _Storage:
     """Make sense of torch's persistent id, ``("storage", type, key, device, size[, view])``."""
     tag, kind, key, _, size, *view = identity
-    if tag != "storage" or kind not in _STORAGES or not isinstance(key, str) or not isinstance(size, int):
-        raise UserError(f"the file is damaged: {identity!r} describes no storage")
     offset = 0
     if view and view[0] is not None:
         _, offset, size = view[0]
-    if min(offset, size) < 0:
-        raise UserError(f"the file is damaged: a storage of {size} numbers from {offset}")
+    text = isinstance(tag, str) and isinstance(kind, str) and isinstance(key, str)
+    if not text or tag != "storage" or kind not in _STORAGES or not safe_pickle.is_shape((offset, size)):
+        raise UserError(f"the file is damaged: {shown(identity)} describes no storage")
     return _Storage(_STORAGES[kind], key, offset, size)
 
 
 BUILDERS: Mapping[str, Callable[..., Any]] = {
     **safe_pickle.NUMPY,  # the training records beside the weights may hold arrays
-    "collections.OrderedDict": lambda items=(): dict(items),
+    "collections.OrderedDict": safe_pickle.ordered_dict,
     "argparse.Namespace": safe_pickle.Opaque,
-    "torch.Size": lambda items=(): tuple(items),
+    "torch.Size": safe_pickle.as_tuple,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     **dict.fromkeys(_STORAGES, safe_pickle.Opaque),
 }
 
 
-def read_zip(path: Path) -> tuple[Any, Callable[[str], np.ndarray]]:
-    """Read a file of ``torch.save``'s zip form.
+def read_zip(stream: BinaryIO, content: mmap.mmap) -> tuple[Any, Callable[[str], np.ndarray]]:
+    """Read a file of ``torch.save``'s zip form, given open and mapped.
 
     Returns:
-        What the file holds, tensors as ``Tensor``, and a function from a storage's key to its bytes.
+        What the file holds, tensors as ``Tensor``, and a function from a storage's key to its bytes,
+        which reads ``stream``.
 
     Raises:
         UserError: damaged, compressed (torch never does), or names something outside ``BUILDERS``.
     """
+    place = -1
+    for _ in range(MAX_ENTRIES + 1):
+        place = content.find(b"PK\x01\x02", place + 1)  # what begins every entry of the index
+        if place < 0:
+            break
+    else:
+        raise UserError(f"a zip file of more than {MAX_ENTRIES:,} entries; torch's have under 1,000")
     try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is a damaged or cut off zip file: {error}") from error
+        archive = zipfile.ZipFile(stream)
+    except Exception as error:  # zipfile fails on damaged files in more ways than it says
+        raise UserError(f"a damaged or cut off zip file: {said(error)}") from error
     entries = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in entries if name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise UserError(f"{path} is a zip file, but none of torch's: it holds {len(pickles)} data.pkl")
+    if len(pickles) != 1 or len(entries) != len(archive.infolist()):
+        raise UserError(f"a zip file, but none of torch's: it holds {len(pickles)} data.pkl, or a name twice")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-        raise UserError(f"{path} is compressed, which torch's files never are")
-    if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
-        raise UserError(f"{path} claims to hold more than its size")
+        raise UserError("a compressed zip file, which torch's never are")
+    if sum(entry.file_size for entry in entries.values()) > content.size():
+        raise UserError("a zip file that claims to hold more than its size")
     folder = pickles[0][: -len("data.pkl")]
 
     def member(name: str) -> bytes:
         if name not in entries:
-            raise UserError(f"{path} is damaged: {name} is missing")
+            raise UserError(f"the file is damaged: {shown(name)} is missing")
         try:
-            return archive.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{path} is damaged: {error}") from error
+            content = archive.read(name)
+        except Exception as error:
+            raise UserError(f"the file is damaged: {said(error)}") from error
+        if len(content) != entries[name].file_size:
+            raise UserError(f"the file is damaged: {shown(name)} is not as long as it says")
+        return content
 
     if f"{folder}byteorder" in entries and member(f"{folder}byteorder") != b"little":
-        raise UserError(f"{path} was written on a big-endian machine; save it again on a little-endian one")
+        raise UserError("the file was written on a big-endian machine; save it again on a little-endian one")
     pickled = member(pickles[0])
     tree = safe_pickle.load(io.BytesIO(pickled), len(pickled), BUILDERS, _storage)
     fetched: dict[str, np.ndarray] = {}
@@ -175,15 +186,24 @@ def read_legacy(stream: mmap.mmap) -> tuple[Any, Callable[[str], np.ndarray]]:
 
     protocol = safe_pickle.load(stream, size)
     machine = safe_pickle.load(stream, size)
-    if protocol != 1001 or machine.get("little_endian") is not True:
+    if protocol != 1001 or not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise UserError("a legacy torch file of another protocol or of a big-endian machine")
     tree = safe_pickle.load(stream, size, BUILDERS, storage)
     spans: dict[str, np.ndarray] = {}
-    for key in safe_pickle.load(stream, size):
+    keys = safe_pickle.load(stream, size)
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in kinds for key in keys):
+        raise UserError("the file is damaged: its storages have no names")
+    for key in keys:
         width = _dtype(kinds[key]).itemsize
         count = int.from_bytes(stream.read(8), "little")
         raw = stream.read(count * width) if count * width <= size else b""
         if len(raw) != count * width:
             raise UserError("the file is cut off")
         spans[key] = np.frombuffer(raw, np.uint8)
-    return tree, spans.__getitem__
+
+    def storages(key: str) -> np.ndarray:
+        if key not in spans:
+            raise UserError(f"the file is damaged: the storage {shown(key)} is missing")
+        return spans[key]
+
+    return tree, storages

@@ -43,7 +43,13 @@ class Trained:
         if self.classes and len(self.classes) != self.num_classes:
             names = classes or f"the card of {weights}"
             raise UserError(f"{names} has {len(self.classes)} classes, but the head of {weights} {self.num_classes}")
-        channels = self.translation.state["stem.0.weight"].shape[1]
+        dim, channels = self.translation.state["stem.0.weight"].shape[:2]
+        variant = zoo.VARIANTS[self.name]
+        if dim != variant.dim:  # before a model is made: the product of its width and the file's classes may be huge
+            raise UserError(
+                f"{weights} holds {layouts.describe(self.translation.state)}; "
+                f"the model is ConvMixer-{variant.dim}/{variant.depth}"
+            )
         if channels != 3:
             raise UserError(f"{weights} takes {channels} channels; pictures have 3")
 

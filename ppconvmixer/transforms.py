@@ -11,28 +11,34 @@ from typing import Any, Callable, Union
 import numpy as np
 from PIL import Image, ImageEnhance, UnidentifiedImageError
 
-from .errors import UserError, unknown
+from .errors import UserError, said, unknown
 from .zoo import InputSpec
 
 Picture = Union[Image.Image, np.ndarray]
 """RGB: a Pillow image (backend "pil") or uint8 (H, W, 3) (backend "cv2")."""
 
 BACKENDS = ("pil", "cv2")
+# Pillow knows forty kinds, and one of them (EPS) is a program that it hands to Ghostscript.
+KINDS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MAX_PIXELS = (1 << 30) // 12  # 89 million, where Pillow begins to warn: 1 GiB at three channels and a copy in float
 
 
 def decode(data: bytes, backend: str = "pil") -> Picture:
     """Decode a picture of any kind to RGB as Pillow's ``convert("RGB")`` does, which is what timm evaluates.
 
     Grey becomes three equal channels, CMYK and palettes are converted, transparency is dropped and
-    EXIF orientation is ignored. With the backend "cv2", whole grey and colour JPEGs are decoded by
+    EXIF orientation is ignored. Grey of 16 bits is divided by 257 and rounded (Pillow would cut it off
+    at 255, which makes most of the picture white). With the backend "cv2", whole grey and colour JPEGs are decoded by
     OpenCV; everything else, and any JPEG that does not end as it should, is Pillow's work, so that
     both backends accept and refuse the same files.
 
     Raises:
-        UserError: not a picture, or a damaged one; the message is the decoder's.
+        UserError: not a picture of ``KINDS``, a damaged one, one of more than ``MAX_PIXELS``, or one of
+            32-bit grey; the message is the decoder's.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=KINDS) as image:
+            check_pixels(*image.size)
             if (
                 backend == "cv2"
                 and image.format == "JPEG"
@@ -40,7 +46,7 @@ def decode(data: bytes, backend: str = "pil") -> Picture:
                 and data.endswith(b"\xff\xd9")
             ):
                 return _decode_cv2(data)
-            rgb = image.convert("RGB")
+            rgb = _of_8_bits(image).convert("RGB")
     except UserError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever their parsing runs into
@@ -48,10 +54,27 @@ def decode(data: bytes, backend: str = "pil") -> Picture:
     return rgb if backend == "pil" else np.asarray(rgb)
 
 
+def check_pixels(width: int, height: int) -> None:
+    """Raise a UserError for a picture that would take too much memory."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}; make the picture smaller")
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    # Pillow's mode for 16 bits is "I;16", and "I" for some kinds of file and in older versions.
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode == "F" or (image.mode == "I" and not sixteen):
+        raise UserError(f"its grey levels are of 32 bits (mode {image.mode}); convert it to 8 or 16 bits")
+    if not sixteen:
+        return image
+    levels = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no picture of a known kind"  # Pillow's own words name a buffer in memory
-    return str(error) or type(error).__name__
+    return said(error)
 
 
 def _decode_cv2(data: bytes) -> np.ndarray:
@@ -83,6 +106,7 @@ def eval_crop(spec: InputSpec, backend: str = "pil") -> Callable[[Picture], np.n
             shape = short, int(short * height / width)
         else:
             shape = int(short * width / height), short
+        check_pixels(*shape)  # a picture of one pixel by sixty thousand would become one of gigabytes
         resized = np.asarray(resize(picture, shape, spec.interpolation))
         top, left = (int(round((n - size) / 2)) for n in resized.shape[:2])
         return resized[top : top + size, left : left + size]

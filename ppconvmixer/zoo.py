@@ -7,6 +7,7 @@ import fnmatch
 import functools
 import json
 import logging
+import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 import numpy as np
 
 from . import checkpoint, download, layouts
-from .errors import UserError, unknown
+from .errors import UserError, said, shown, unknown
 from .files import PathLike
 
 if TYPE_CHECKING:  # Paddle takes a second to import; `ppconvmixer --help` and `models` do without
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # Paddle takes a second to import; `ppconvmixer --help` and `
 
 logger = logging.getLogger("ppconvmixer")
 
+MAX_SIDE = 4096  # pixels of an input; a card from a stranger must not ask for a picture that fills the memory
+ABSURD = 1e6  # trained weights stay below some hundreds; beyond this, squares leave float16 and float32 loses units
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -45,13 +48,18 @@ class InputSpec:
             for name in ("mean", "std"):
                 object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
             sizes = type(self.size) is int and self.size > 0 and 0 < self.crop_pct <= 1
+            sizes = sizes and self.size / self.crop_pct <= MAX_SIDE
             colours = len(self.mean) == len(self.std) == 3 and min(self.std) > 0
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the input {self} makes no sense: {error}") from error
+            colours = colours and all(map(math.isfinite, self.mean + self.std))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"the input makes no sense: {said(error)}") from error
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", str(self.interpolation), INTERPOLATIONS)
         if not sizes:
-            raise UserError(f"the input has size {self.size}, crop_pct {self.crop_pct}; want 1 or more, and (0, 1]")
+            raise UserError(
+                f"the input has size {shown(self.size)}, crop_pct {shown(self.crop_pct)}; want 1 or more, and (0, 1], "
+                f"and at most {MAX_SIDE} pixels of size / crop_pct"
+            )
         if not colours:
             raise UserError("mean and std of the input want three numbers each, std above 0")
 
@@ -304,11 +312,29 @@ def fill(
             "the head of %s is for %s classes; this model's head for %s is freshly initialised",
             *(path, layouts.classes(found.state), model.num_classes),
         )
-    model.set_state_dict(
-        {n: np.ascontiguousarray(found.state[n], dtype=np.float32) for n in loaded} | _rest(wanted, loaded)
-    )
+    _warn_of_absurd({theirs[n]: found.state[n] for n in loaded}, path)
+    with np.errstate(over="ignore"):  # the warning has named what float32 cannot hold
+        arrays = {n: np.ascontiguousarray(found.state[n], dtype=np.float32) for n in loaded}
+    model.set_state_dict(arrays | _rest(wanted, loaded))
     renamed = {theirs[n]: n for n in loaded if theirs[n] != n}
     return LoadReport(found.layout, loaded, renamed, reset, missing, left_out)
+
+
+def _warn_of_absurd(state: Mapping[str, np.ndarray], path: PathLike) -> None:
+    """Say in one warning which weights no training leaves behind, by their names in the file.
+
+    A variance of 0 is none of them: that of a channel that is always 0 decays to it.
+    """
+    ranges = {name: (float(value.min()), float(value.max())) for name, value in state.items()}
+    finite = {name: bounds for name, bounds in ranges.items() if all(map(math.isfinite, bounds))}
+    wrong = {
+        "not finite": [name for name in ranges if name not in finite],
+        f"beyond {ABSURD:,.0f}": [name for name, bounds in finite.items() if max(map(abs, bounds)) > ABSURD],
+        "negative variances": [n for n, (low, _) in finite.items() if low < 0 and n.endswith(_VARIANCES)],
+    }
+    found = "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
+    if found:
+        logger.warning("%s holds weights that no training leaves behind, and its results will show it; %s", path, found)
 
 
 def _rest(wanted: Mapping[str, Any], loaded: list[str]) -> dict[str, Any]:
@@ -325,6 +351,9 @@ def _misfit(
     if all(name.startswith("head.") for name in missing):
         message += f"; make the model with num_classes={layouts.classes(found.state) or 0}"
     return message
+
+
+_VARIANCES = ("._variance", ".running_var")
 
 
 def _some(names: list[str]) -> str:

@@ -18,18 +18,33 @@ def encoded(image, kind="PNG", **kwargs) -> bytes:
 
 
 @pytest.mark.parametrize("backend", transforms.BACKENDS)
-@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "P", "1", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "P", "1", "RGBA", "LA"])
 def test_every_mode_becomes_what_pillow_makes_of_it(backend, mode):
     image = picture(0)
-    if mode == "I;16":
-        image = Image.fromarray(np.arange(40 * 32, dtype=np.uint16).reshape(32, 40) * 50)
-    elif mode == "LA":
+    if mode == "LA":
         image = image.convert("L").convert("LA")
     else:
         image = image.convert(mode)
     data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(transforms.decode(data, backend)), expected)
+
+
+@pytest.mark.parametrize("backend", transforms.BACKENDS)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_of_16_bits_keeps_its_levels(backend, kind):
+    levels = np.arange(40 * 32, dtype=np.uint16).reshape(32, 40) * 50
+    levels[0, :3] = 0, 257, 65535
+    found = np.asarray(transforms.decode(encoded(Image.fromarray(levels), kind), backend))
+    assert found[0, :3, 0].tolist() == [0, 1, 255]
+    np.testing.assert_array_equal(found, np.repeat(np.round(levels / 257).astype(np.uint8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("backend", transforms.BACKENDS)
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_grey_of_32_bits_is_refused(backend, mode):
+    with pytest.raises(UserError, match=f"mode {mode}"):
+        transforms.decode(encoded(picture(0).convert("L").convert(mode), "TIFF"), backend)
 
 
 @pytest.mark.parametrize("backend", transforms.BACKENDS)
