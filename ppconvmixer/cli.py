@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Optional
 from . import __version__, card, checkpoint, distributed, download, layouts, zoo
 from .engines import ENGINES, create_engine
 from .errors import UserError, printable
-from .files import atomic_write, sha256, write_text
+from .files import atomic_write, sha256, table_path, write_text
 from .trained import Trained
 
 logger = logging.getLogger("ppconvmixer")
@@ -243,7 +243,7 @@ def _trained(options: argparse.Namespace) -> Trained:
 
 
 def _pictures(options: argparse.Namespace, network: Trained) -> Any:
-    from . import datasets, recipe
+    from . import datasets, recipe, sources
     from .finetune import open_data
 
     if options.config:
@@ -255,7 +255,7 @@ def _pictures(options: argparse.Namespace, network: Trained) -> Any:
         return pictures
     if not options.data:
         raise UserError("--data is missing: the folder or tar archive of the pictures (or -c, a recipe)")
-    source = datasets.open_source(options.data)
+    source = sources.open_source(options.data)
     if options.list:
         return datasets.from_list(source, options.list)
     pictures = datasets.from_folders(source, classes=network.classes)
@@ -268,18 +268,13 @@ def _pictures(options: argparse.Namespace, network: Trained) -> Any:
 
 
 def _predictions(found: Any, names: Sequence[str]) -> str:
-    """Write a row for every picture; a path that a spreadsheet would run as a formula gets ``./`` before it."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     places = range(1, found.k + 1)
     rows.writerow(["path", "label", *(f"class_{i}" for i in places), *(f"probability_{i}" for i in places)])
     for index, label, classes, probabilities in zip(found.indices, found.labels, found.classes, found.probabilities):
-        path = f"./{names[index]}" if names[index].startswith(_FORMULA) else names[index]
-        rows.writerow([path, label, *classes, *(f"{p:.6f}" for p in probabilities)])
+        rows.writerow([table_path(names[index]), label, *classes, *(f"{p:.6f}" for p in probabilities)])
     return text.getvalue()
-
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> None:

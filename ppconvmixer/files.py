@@ -55,6 +55,11 @@ def write_text(path: PathLike, text: str) -> None:
         stream.write(text.encode("utf-8"))
 
 
+def table_path(name: str) -> str:
+    """Return a path for a CSV table; before one that a spreadsheet would run as a formula goes ``./``."""
+    return f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
 def rename(path: PathLike, target: PathLike) -> None:
     """Give a file in the same folder the name ``target`` in one step, for good (OSError where that fails)."""
     os.replace(path, target)

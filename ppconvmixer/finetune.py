@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from . import card, datasets, distributed, run_folder, run_state, zoo
+from . import card, datasets, distributed, run_folder, run_state, sources, zoo
 from .datasets import Pictures
 from .errors import UserError
 from .files import sha256, write_text
@@ -34,7 +34,7 @@ def open_data(recipe: Recipe) -> tuple[Pictures, Pictures]:
     data = recipe.data
     if data.dataset == "digits":
         return datasets.hold_out(datasets.digits(), data.val_fraction, recipe.train.seed)
-    source = datasets.open_source(data.path)
+    source = sources.open_source(data.path)
     if data.dataset == "cifar10":
         return datasets.cifar10(source, "train"), datasets.cifar10(source, "test")
 

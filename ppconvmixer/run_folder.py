@@ -23,7 +23,7 @@ from . import distributed, run_state
 from . import recipe as recipes
 from .datasets import Pictures
 from .errors import UserError
-from .files import write_text
+from .files import table_path, write_text
 from .recipe import Recipe
 from .run_state import Saved
 
@@ -92,7 +92,7 @@ def listing(train: Pictures, val: Pictures) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["part", "label", "path"])
     for part, pictures in (("train", train), ("val", val)):
-        rows.writerows((part, label, name) for label, name in zip(pictures.labels.tolist(), pictures.names))
+        rows.writerows((part, label, table_path(name)) for label, name in zip(pictures.labels.tolist(), pictures.names))
     return text.getvalue()
 
 

@@ -26,7 +26,7 @@ from typing import Any, Optional
 import numpy as np
 from PIL import Image
 
-from ppconvmixer import card, checkpoint, datasets, recipe, torch_file, transforms, zoo
+from ppconvmixer import card, checkpoint, datasets, recipe, sources, torch_file, transforms, zoo
 from ppconvmixer.torch_file import LEGACY_PREFIX
 
 MIB = 1 << 20
@@ -78,11 +78,11 @@ def _cifar(path: Path) -> Any:
     folder = path.parent / "cifar"
     folder.mkdir(exist_ok=True)
     path.rename(folder / "test_batch")
-    return datasets.cifar10(datasets.Folder(folder), "test")
+    return datasets.cifar10(sources.Folder(folder), "test")
 
 
 def _tar(path: Path) -> Any:
-    archive = datasets.open_source(path)
+    archive = sources.open_source(path)
     return {name: archive.read(name) for name in archive.names()}
 
 
@@ -100,11 +100,11 @@ def _all(pictures: datasets.Pictures) -> Any:
 
 
 def _list(path: Path) -> Any:
-    return _all(datasets.from_list(datasets.Folder(_folder(path)), path))
+    return _all(datasets.from_list(sources.Folder(_folder(path)), path))
 
 
 def _csv(path: Path) -> Any:
-    return _all(datasets.from_csv(datasets.Folder(_folder(path)), path))
+    return _all(datasets.from_csv(sources.Folder(_folder(path)), path))
 
 
 def _picture(path: Path, backend: str = "pil") -> Any:

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from conftest import picture
 
-from ppconvmixer import UserError, datasets
+from ppconvmixer import UserError, datasets, sources
 
 
 def test_class_folders(class_folders):
-    found = datasets.from_folders(datasets.Folder(class_folders), "train")
+    found = datasets.from_folders(sources.Folder(class_folders), "train")
     assert found.classes == ("cat", "dog", "owl") and len(found) == 24
     assert found.names[9] == "train/dog/dog 1.png" and found.labels[9] == 1
     assert found.fetch(9) == (class_folders / "train/dog/dog 1.png").read_bytes()
 
 
 def test_class_folders_in_the_order_of_given_classes(class_folders):
-    source = datasets.Folder(class_folders / "train")
+    source = sources.Folder(class_folders / "train")
     found = datasets.from_folders(source, classes=["owl", "bat", "cat", "dog"])
     assert dict(zip((n.split("/")[0] for n in found.names), found.labels)) == {"cat": 2, "dog": 3, "owl": 0}
     with pytest.raises(UserError, match="class 'owl'"):
@@ -29,9 +29,9 @@ def test_things_that_are_no_pictures_are_left_alone(tmp_path):
     for name in ("a/x.png", "a/notes.txt", "a/.hidden.png", "top.png", "b/deep/y.JPEG"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert datasets.from_folders(datasets.Folder(tmp_path)).names == ["a/x.png", "b/deep/y.JPEG"]
+    assert datasets.from_folders(sources.Folder(tmp_path)).names == ["a/x.png", "b/deep/y.JPEG"]
     with pytest.raises(UserError, match="no class folders"):
-        datasets.from_folders(datasets.Folder(tmp_path), "a/deeper")
+        datasets.from_folders(sources.Folder(tmp_path), "a/deeper")
 
 
 @pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", "  "])
@@ -39,7 +39,7 @@ def test_lists_of_every_separator_and_paths_with_blanks(class_folders, tmp_path,
     names = ["train/cat/cat 0.png", "val/owl/owl 3.png"]
     text = "\ufeff" + "".join(f"{name}{separator}{label}\r\n" for name, label in zip(names, (0, 12)))
     (tmp_path / "list.txt").write_text(text + "\n", "utf-8")
-    found = datasets.from_list(datasets.Folder(class_folders), tmp_path / "list.txt")
+    found = datasets.from_list(sources.Folder(class_folders), tmp_path / "list.txt")
     assert found.names == names and found.labels.tolist() == [0, 12]
     assert found.fetch(1) == (class_folders / names[1]).read_bytes()
 
@@ -48,21 +48,21 @@ def test_lists_of_every_separator_and_paths_with_blanks(class_folders, tmp_path,
 def test_a_line_without_a_label_is_named(class_folders, tmp_path, line):
     (tmp_path / "list.txt").write_text(f"train/cat/cat 0.png 0\n{line}\n")
     with pytest.raises(UserError, match="list.txt, line 2"):
-        datasets.from_list(datasets.Folder(class_folders), tmp_path / "list.txt")
+        datasets.from_list(sources.Folder(class_folders), tmp_path / "list.txt")
 
 
 def test_a_list_of_other_pictures_is_refused_at_once(class_folders, tmp_path):
     (tmp_path / "list.txt").write_text("elsewhere/a.jpg 0\n")
     with pytest.raises(UserError, match=r"none of the 1 pictures of .*list.txt is in .*begins with elsewhere/a.jpg"):
-        datasets.from_list(datasets.Folder(class_folders), tmp_path / "list.txt")
+        datasets.from_list(sources.Folder(class_folders), tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(UserError, match="names no pictures"):
-        datasets.from_list(datasets.Folder(class_folders), tmp_path / "list.txt")
+        datasets.from_list(sources.Folder(class_folders), tmp_path / "list.txt")
 
 
 def test_labels_outside_the_head_are_named(class_folders, tmp_path):
     (tmp_path / "list.txt").write_text("train/cat/cat 0.png 0\ntrain/cat/cat 1.png 10\n")
-    found = datasets.from_list(datasets.Folder(class_folders), tmp_path / "list.txt")
+    found = datasets.from_list(sources.Folder(class_folders), tmp_path / "list.txt")
     with pytest.raises(UserError, match=r"cat 1.png has the label 10, but the model has 10 classes.*1 of 2"):
         found.check_labels(10)
     found.check_labels(11)
@@ -75,7 +75,7 @@ def write_csv(path, rows):
 
 
 def test_csv_with_names_and_with_numbers(class_folders, tmp_path):
-    source = datasets.Folder(class_folders)
+    source = sources.Folder(class_folders)
     rows = [("path", "label"), ("train/cat/cat 0.png", "cat"), ("train/owl/owl 0.png", "a, b")]
     found = datasets.from_csv(source, write_csv(tmp_path / "a.csv", rows))
     assert found.classes == ("a, b", "cat") and found.labels.tolist() == [1, 0]
@@ -97,7 +97,7 @@ def make_tar(path, folder, mode="w"):
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
 def test_a_tar_is_read_like_the_folder(class_folders, tmp_path, suffix):
     path = make_tar(tmp_path / f"p.tar{suffix}", class_folders, f"w:{suffix[1:]}")
-    folder, archive = datasets.Folder(class_folders), datasets.Tar(path)
+    folder, archive = sources.Folder(class_folders), sources.Tar(path)
     assert archive.names() == folder.names()
     for name in folder.names():
         assert archive.read(name) == folder.read(name)
@@ -108,7 +108,7 @@ def test_a_list_finds_its_pictures_in_a_flat_tar(class_folders, tmp_path):
     """The validation archive has no folders, lists often say val/NAME."""
     path = make_tar(tmp_path / "val.tar", class_folders / "val/cat")
     (tmp_path / "list.txt").write_text("val/cat 2.png 7\ncat 0.png 1\n")
-    found = datasets.from_list(datasets.open_source(path), tmp_path / "list.txt")
+    found = datasets.from_list(sources.open_source(path), tmp_path / "list.txt")
     assert found.fetch(0) == (class_folders / "val/cat/cat 2.png").read_bytes()
 
 
@@ -116,18 +116,18 @@ def test_an_ambiguous_file_name_is_not_guessed(tmp_path):
     for name in ("a/x.png", "b/x.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True)
         (tmp_path / "in" / name).write_bytes(name.encode())
-    archive = datasets.Tar(make_tar(tmp_path / "p.tar", tmp_path / "in"))
+    archive = sources.Tar(make_tar(tmp_path / "p.tar", tmp_path / "in"))
     assert archive.find("c/x.png") is None and archive.find("a/x.png") == "a/x.png"
 
 
 def test_tars_that_are_none(tmp_path):
     (tmp_path / "p.tar").write_bytes(b"no tar")
     with pytest.raises(UserError, match="cannot read the archive"):
-        datasets.open_source(tmp_path / "p.tar")
+        sources.open_source(tmp_path / "p.tar")
     with pytest.raises(UserError, match="nothing at"):
-        datasets.open_source(tmp_path / "missing")
+        sources.open_source(tmp_path / "missing")
     with pytest.raises(UserError, match="no folder"):
-        datasets.Folder(tmp_path / "missing")
+        sources.Folder(tmp_path / "missing")
 
 
 def test_members_that_would_escape_are_only_read(tmp_path):
@@ -139,7 +139,7 @@ def test_members_that_would_escape_are_only_read(tmp_path):
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    found = datasets.Tar(tmp_path / "p.tar")
+    found = sources.Tar(tmp_path / "p.tar")
     assert found.read("../escape.png") == b"abc"
     assert "link.png" not in found.names()
     assert not (tmp_path.parent / "escape.png").exists()
@@ -162,8 +162,8 @@ def test_cifar10(tmp_path, archive, protocol):
     root = cifar_folder(tmp_path / "cifar-10-batches-py", protocol)
     path = make_tar(tmp_path / "cifar-10-python.tar.gz", tmp_path / "cifar-10-batches-py", "w:gz") if archive else root
     train, test = (
-        datasets.cifar10(datasets.open_source(path), "train"),
-        datasets.cifar10(datasets.open_source(path), "test"),
+        datasets.cifar10(sources.open_source(path), "train"),
+        datasets.cifar10(sources.open_source(path), "test"),
     )
     assert (len(train), len(test)) == (100, 20) and train.classes == datasets.CIFAR10_CLASSES
     raw = pickle.loads((root / "data_batch_2").read_bytes())
@@ -181,7 +181,7 @@ def test_cifar10_as_python_2_pickled_it(tmp_path):
         b"\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00\x00" + raw + b"tbU\x06labelsq\x08]q\tK\x06au."
     )
     (root / "test_batch").write_bytes(batch)
-    found = datasets.cifar10(datasets.open_source(root), "test")
+    found = datasets.cifar10(sources.open_source(root), "test")
     assert found.labels.tolist() == [6]
     np.testing.assert_array_equal(found.fetch(0).transpose(2, 0, 1).reshape(-1), np.frombuffer(raw, np.uint8))
 
@@ -206,11 +206,11 @@ def test_cifar_batches_that_are_none(tmp_path, tree, capsys):
     root = cifar_folder(tmp_path / "c")
     (root / "test_batch").write_bytes(pickle.dumps(tree, 2))
     with pytest.raises(UserError, match="test_batch"):
-        datasets.cifar10(datasets.open_source(root), "test")
+        datasets.cifar10(sources.open_source(root), "test")
     assert capsys.readouterr().out == ""
     (root / "test_batch").unlink()
     with pytest.raises(UserError, match="holds no test_batch"):
-        datasets.cifar10(datasets.open_source(root), "test")
+        datasets.cifar10(sources.open_source(root), "test")
 
 
 def test_digits():
@@ -238,7 +238,7 @@ def test_a_class_of_one_cannot_be_held_out(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         picture(0).save(tmp_path / name)
     with pytest.raises(UserError, match="class b has one picture"):
-        datasets.hold_out(datasets.from_folders(datasets.Folder(tmp_path)), 0.2, 0)
+        datasets.hold_out(datasets.from_folders(sources.Folder(tmp_path)), 0.2, 0)
 
 
 def test_class_names_from_a_file(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ppconvmixer import UserError, datasets, evaluate, zoo
+from ppconvmixer import UserError, datasets, evaluate, sources, zoo
 from ppconvmixer.engines import Dygraph, create_engine
 from ppconvmixer.loader import Samples
 from ppconvmixer.transforms import eval_transform
@@ -24,7 +24,7 @@ class Brightness:
 
 @pytest.fixture
 def samples(class_folders):
-    pictures = datasets.from_folders(datasets.Folder(class_folders), "train")
+    pictures = datasets.from_folders(sources.Folder(class_folders), "train")
     return Samples(pictures, eval_transform(SPEC), 16)
 
 
@@ -80,7 +80,7 @@ def test_broken_pictures_stop_or_are_counted(class_folders, tmp_path):
     for i in range(9):
         (tmp_path / f"{i}.png").write_bytes(good[:60] if i in (2, 7) else good)
     (tmp_path / "list.txt").write_text("".join(f"{i}.png {i % 3}\n" for i in range(9)))
-    pictures = datasets.from_list(datasets.Folder(tmp_path), tmp_path / "list.txt")
+    pictures = datasets.from_list(sources.Folder(tmp_path), tmp_path / "list.txt")
     broken = Samples(pictures, eval_transform(SPEC), 16)
     with pytest.raises(UserError, match="(?s)2 of 9.*2.png.*7.png"):
         evaluate.evaluate(Brightness(3), broken, 2, 0)

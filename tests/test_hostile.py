@@ -19,7 +19,7 @@ from conftest import random_state
 from hostile import CASES, EPS, MIB, NAMELESS, READERS, bound, write
 
 import ppconvmixer
-from ppconvmixer import UserError, card, checkpoint, cli, datasets, layouts, transforms, zoo
+from ppconvmixer import UserError, card, checkpoint, cli, datasets, layouts, sources, transforms, zoo
 
 SECONDS = 20  # for one file; the slowest takes about one
 transforms._cv2()  # before any fork
@@ -249,7 +249,7 @@ def test_messages_cannot_drive_the_terminal(tmp_path, capsys, monkeypatch):
 def test_the_name_of_a_picture_cannot_forge_a_line(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat/a\nppconvmixer: all is well.png").write_bytes(b"no picture")
-    found = datasets.from_folders(datasets.Folder(tmp_path))
+    found = datasets.from_folders(sources.Folder(tmp_path))
     assert found.names == ["cat/a\\nppconvmixer: all is well.png"] and found.fetch(0) == b"no picture"
 
 
@@ -258,7 +258,7 @@ def test_links_of_the_users_own_may_leave_the_folder(tmp_path):
     (tmp_path / "pictures/deep").mkdir(parents=True)
     (tmp_path / "pictures/link.png").symlink_to(tmp_path / "outside.png")
     (tmp_path / "pictures/up").symlink_to(tmp_path)
-    folder = datasets.Folder(tmp_path / "pictures")
+    folder = sources.Folder(tmp_path / "pictures")
     assert folder.read("link.png") == folder.read("up/outside.png") == folder.read("deep/../link.png") == b"mine"
     assert folder.find(str(tmp_path / "pictures/link.png")) is not None
     for name in ("../outside.png", "deep/../../outside.png", str(tmp_path / "outside.png"), "up/../../outside.png"):

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from ppconvmixer import UserError, datasets, loader, zoo
+from ppconvmixer import UserError, datasets, loader, sources, zoo
 from ppconvmixer.loader import Samples, TrainBatches, batches
 from ppconvmixer.transforms import Augment, eval_transform, train_transform
 
@@ -19,7 +19,7 @@ SPEC = zoo.InputSpec(16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 @pytest.fixture
 def pictures(class_folders):
-    return datasets.from_folders(datasets.Folder(class_folders), "train")
+    return datasets.from_folders(sources.Folder(class_folders), "train")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def with_broken(class_folders, tmp_path):
     for i, content in enumerate((good, good[:100], good, b"text", good)):
         (tmp_path / f"{i}.png").write_bytes(content)
     (tmp_path / "list.txt").write_text("".join(f"{i}.png 0\n" for i in range(6)))
-    return datasets.from_list(datasets.Folder(tmp_path), tmp_path / "list.txt")
+    return datasets.from_list(sources.Folder(tmp_path), tmp_path / "list.txt")
 
 
 def drawn(pictures, workers, epoch=0, seed=3):
@@ -105,8 +105,8 @@ def test_workers_read_one_tar_together(class_folders, tmp_path, kind):
 
     with tarfile.open(tmp_path / f"p{kind}", "w:gz" if kind.endswith("gz") else "w") as archive:
         archive.add(class_folders, ".")
-    plain = datasets.from_folders(datasets.Folder(class_folders), "train")
-    packed = datasets.from_folders(datasets.open_source(tmp_path / f"p{kind}"), "train")
+    plain = datasets.from_folders(sources.Folder(class_folders), "train")
+    packed = datasets.from_folders(sources.open_source(tmp_path / f"p{kind}"), "train")
     order = list(range(24)) * 4
     a, b = (
         np.concatenate([batch.images for batch in batches(Samples(p, eval_transform(SPEC), 16), order, 3, workers)])
@@ -188,10 +188,10 @@ def test_workers_end_with_their_parent(class_folders, number):
     """Also while they wait, and while they work; an orphan would hold memory and the run's lock."""
     code = f"""
         import time, multiprocessing
-        from ppconvmixer import datasets, loader, zoo
+        from ppconvmixer import datasets, loader, sources, zoo
         from ppconvmixer.transforms import eval_transform
         spec = zoo.InputSpec(16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-        pictures = datasets.from_folders(datasets.Folder({str(class_folders)!r}), "train")
+        pictures = datasets.from_folders(sources.Folder({str(class_folders)!r}), "train")
         made = loader.batches(loader.Samples(pictures, eval_transform(spec), 16), list(range(24)) * 500, 2, 3)
         next(made)
         print(*(p.pid for p in multiprocessing.active_children()), flush=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import random_state, write_layout
 
-from ppconvmixer import ConvMixer, checkpoint, datasets, layouts, load_weights, zoo
+from ppconvmixer import ConvMixer, checkpoint, datasets, layouts, load_weights, sources, zoo
 from ppconvmixer.engines import Dygraph
 from ppconvmixer.evaluate import evaluate
 from ppconvmixer.loader import Samples
@@ -37,7 +37,7 @@ def test_the_published_networks_compute_what_timm_computes(shared, name, monkeyp
     shapes = {n: v.shape for n, v in layouts.from_ours(ours, "timm", "torch").items()}
     zoo.fill(model, layouts.to_ours(fill(shapes, seed=1)), "the deterministic weights")
     sample = shared / "data/imagenet-sample"
-    pictures = datasets.from_list(datasets.Folder(sample), sample / "val_list.txt")
+    pictures = datasets.from_list(sources.Folder(sample), sample / "val_list.txt")
     pictures = pictures.subset([list(pictures.names).index(str(n)) for n in reference["images"]])
     spec = zoo.input_spec(name)
     found = evaluate(Dygraph(model), Samples(pictures, eval_transform(spec), spec.size), 8, 1, keep_logits=True)
