@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 $(VENV)/ready: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[$(PADDLE),dev]"
+	$(BIN)/python -m pip install --quiet -e ".[$(PADDLE),deploy,dev]"
 	touch $@
 
 demo: $(VENV)/ready

@@ -43,7 +43,7 @@ setup(
         # Exactly one of these two: both provide the module paddle.
         "cpu": ["paddlepaddle>=2.6.2"],
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
-        "deploy": [],
+        "deploy": ["onnx>=1.14", "onnxruntime>=1.16", "openvino>=2023.3"],
         "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
     },
 )

@@ -128,7 +128,7 @@ def _add_network(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--backend", choices=("pil", "cv2"), default="pil", help="decode and resize with Pillow (exact) or OpenCV"
     )
-    command.add_argument("--engine", choices=tuple(ENGINES), default="auto", help="what runs the network")
+    command.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="what runs the network")
 
 
 def _positive(text: str) -> int:
@@ -158,6 +158,7 @@ def _configure_output() -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.ERROR if distributed.RANK else logging.INFO)
+    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ reads it when it is imported, which is later
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="To copy construct from a tensor")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a strange picture; it is read or refused

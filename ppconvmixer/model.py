@@ -84,18 +84,21 @@ class ConvMixer(nn.Layer):
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Return the feature map, ``(N, dim, H // patch_size, W // patch_size)``."""
+        self._check(x)
+        return self.blocks(self.stem(x))
+
+    @paddle.jit.not_to_static  # a static graph knows sizes that are left open as -1, and its transcript as tensors
+    def _check(self, x: paddle.Tensor) -> None:
         _, channels, height, width = x.shape
-        # A dimension is -1 while a static graph is traced.
         if channels not in (self.in_chans, -1) or min(height, width) in range(self.patch_size):
             raise UserError(
                 f"the input is {channels} x {height} x {width}; this network takes {self.in_chans} channels "
                 f"and at least {self.patch_size} x {self.patch_size} pixels"
             )
-        return self.blocks(self.stem(x))
 
     def forward_head(self, x: paddle.Tensor, pre_logits: bool = False) -> paddle.Tensor:
         """Return logits ``(N, num_classes)`` of a feature map, or its mean ``(N, dim)`` with ``pre_logits``."""
-        x = self.dropout(x.mean(axis=[2, 3]))
+        x = self.dropout(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:

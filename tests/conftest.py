@@ -1,5 +1,6 @@
 """What several tests need: small files the tests make themselves, and the shared material where it is present."""
 
+import sys
 import zlib  # noqa: F401  (before Paddle; see ppconvmixer/__init__.py)
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ppconvmixer
-from ppconvmixer import card, checkpoint, layouts
+from ppconvmixer import card, checkpoint, layouts, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -76,3 +77,15 @@ def write_layout(path: Path, state: dict, layout: str = layouts.OURS) -> Path:
     framework = "paddle" if path.suffix == ".pdparams" else "torch"
     checkpoint.write(path, layouts.from_ours(state, layout, framework))
     return path
+
+
+def reference_network(shared: Path, monkeypatch, name: str):
+    """A published network with the weights that ``timm_reference.npz`` was computed with."""
+    monkeypatch.setattr(sys, "path", [str(shared / "reference"), *sys.path])
+    from deterministic_weights import fill
+
+    model = zoo.create_model(name)
+    ours = {n: np.broadcast_to(np.float32(0), tuple(v.shape)) for n, v in model.state_dict().items()}
+    shapes = {n: v.shape for n, v in layouts.from_ours(ours, "timm", "torch").items()}
+    zoo.fill(model, layouts.to_ours(fill(shapes, seed=1)), "the deterministic weights")
+    return model

@@ -1,12 +1,10 @@
 """Against timm: the very logits of the published networks, from the JPEG files on."""
 
-import sys
-
 import numpy as np
 import pytest
-from conftest import random_state, write_layout
+from conftest import random_state, reference_network, write_layout
 
-from ppconvmixer import ConvMixer, checkpoint, datasets, layouts, load_weights, sources, zoo
+from ppconvmixer import ConvMixer, checkpoint, datasets, load_weights, sources, zoo
 from ppconvmixer.engines import Dygraph
 from ppconvmixer.evaluate import evaluate
 from ppconvmixer.loader import Samples
@@ -28,14 +26,8 @@ def test_every_reference_checkpoint_gives_the_expected_logits(shared, file):
 
 @pytest.mark.parametrize("name", ["convmixer_1024_20_ks9_p14", "convmixer_768_32", "convmixer_1536_20"])
 def test_the_published_networks_compute_what_timm_computes(shared, name, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(shared / "reference"), *sys.path])
-    from deterministic_weights import fill
-
     reference = np.load(shared / "reference/timm_reference.npz")
-    model = zoo.create_model(name)
-    ours = {n: np.broadcast_to(np.float32(0), tuple(v.shape)) for n, v in model.state_dict().items()}
-    shapes = {n: v.shape for n, v in layouts.from_ours(ours, "timm", "torch").items()}
-    zoo.fill(model, layouts.to_ours(fill(shapes, seed=1)), "the deterministic weights")
+    model = reference_network(shared, monkeypatch, name)
     sample = shared / "data/imagenet-sample"
     pictures = datasets.from_list(sources.Folder(sample), sample / "val_list.txt")
     pictures = pictures.subset([list(pictures.names).index(str(n)) for n in reference["images"]])

@@ -1,0 +1,106 @@
+"""Write a ConvMixer as an ONNX graph, with the ``onnx`` package alone.
+
+The graph takes float32 ``images`` (N, channels, H, W) with any N, H and W and gives ``logits`` (N, classes).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .model import ConvMixer
+
+OPSET = 17  # read by ONNX Runtime 1.13, OpenVINO 2023, TensorRT 8.6 and whatever came later
+
+
+def to_onnx(model: ConvMixer) -> bytes:
+    """Return the serialised graph of ``model``, for inference.
+
+    Raises:
+        UserError: the package ``onnx`` is missing.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise UserError("an ONNX graph needs the package onnx; pip install onnx") from error
+
+    graph = _Graph({name: value.astype("float32").numpy() for name, value in model.state_dict().items()})
+    gelu = type(model.stem[1]).__name__ == "GELU"
+    x = graph.mix("images", "stem", gelu, strides=[model.patch_size] * 2)
+    for i in range(len(model.blocks)):
+        kernel = graph.arrays[f"blocks.{i}.0.fn.0.weight"].shape[-1]
+        before = (kernel - 1) // 2
+        pads = [before, before, kernel - 1 - before, kernel - 1 - before]
+        mixed = graph.mix(x, f"blocks.{i}.0.fn", gelu, group=model.dim, pads=pads)
+        x = graph.mix(graph.node("Add", mixed, x), f"blocks.{i}", gelu, first=1)
+    x = graph.node("ReduceMean", x, axes=[2, 3], keepdims=0)
+    if model.num_classes:
+        x = graph.node("Gemm", x, graph.weight("head.weight"), graph.weight("head.bias"))
+    graph.nodes[-1].output[0] = "logits"
+
+    def value(name: str, *shape: Any) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    proto = helper.make_graph(
+        graph.nodes,
+        "ConvMixer",
+        [value("images", "n", model.in_chans, "height", "width")],
+        [value("logits", "n", model.num_classes or model.dim)],
+        graph.initializers,
+    )
+    opset = helper.make_opsetid("", OPSET)
+    result = helper.make_model(proto, opset_imports=[opset], ir_version=8, producer_name="ppconvmixer")
+    onnx.checker.check_model(result)
+    return result.SerializeToString()
+
+
+class _Graph:
+    """Nodes and weights as they are added; every value has the name of what made it."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+
+    def mix(self, x: str, prefix: str, gelu: bool, first: int = 0, **attributes: Any) -> str:
+        """Add a convolution, the activation and the batch norm, which stand at ``first`` + 0, 1, 2 below ``prefix``."""
+        conv, norm = f"{prefix}.{first}", f"{prefix}.{first + 2}"
+        z = self.node("Conv", x, self.weight(f"{conv}.weight"), self.weight(f"{conv}.bias"), **attributes)
+        statistics = [self.weight(f"{norm}.{leaf}") for leaf in ("weight", "bias", "_mean", "_variance")]
+        return self.node(
+            "BatchNormalization", self.gelu(z) if gelu else self.node("Relu", z), *statistics, epsilon=1e-5
+        )
+
+    def gelu(self, z: str) -> str:
+        """Add z / 2 (1 + erf(z / sqrt 2)), the form that runtimes know and fuse; the operator Gelu came later."""
+        erf = self.node("Erf", self.node("Div", z, self._constant("sqrt2", math.sqrt(2))))
+        product = self.node("Mul", z, self.node("Add", erf, self._constant("one", 1.0)))
+        return self.node("Mul", product, self._constant("half", 0.5))
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node and return the name of its value."""
+        from onnx import helper
+
+        name = f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def weight(self, name: str) -> str:
+        """Add a weight and return its name."""
+        return self._initializer(name, self.arrays[name])
+
+    def _constant(self, name: str, value: float) -> str:
+        return self._initializer(name, np.array(value, np.float32))
+
+    def _initializer(self, name: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        if all(known.name != name for known in self.initializers):
+            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
+        return name
