@@ -17,10 +17,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     # The recipes and the small checkpoints stand beside the package in a clone and inside it when installed.
-    packages=["ppconvmixer", "ppconvmixer.configs", "ppconvmixer.weights"],
+    packages=["ppconvmixer", "ppconvmixer.ops", "ppconvmixer.configs", "ppconvmixer.weights"],
     package_dir={"ppconvmixer.configs": "configs", "ppconvmixer.weights": "weights"},
     package_data={
         "ppconvmixer": ["manifest.json"],
+        "ppconvmixer.ops": ["*.cpp"],
         "ppconvmixer.configs": ["*.yaml"],
         "ppconvmixer.weights": ["*.pdparams", "*.json", "*.md"],
     },

@@ -9,6 +9,7 @@ import paddle
 from paddle import nn
 
 from .errors import UserError, unknown
+from .ops import mixer
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -85,7 +86,12 @@ class ConvMixer(nn.Layer):
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Return the feature map, ``(N, dim, H // patch_size, W // patch_size)``."""
         self._check(x)
-        return self.blocks(self.stem(x))
+        return mixer.mix(self, x, pooled=False) if self._fused(x) else self.blocks(self.stem(x))
+
+    @paddle.jit.not_to_static
+    def _fused(self, x: paddle.Tensor) -> bool:
+        """Tell whether the CPU operator takes the place of the layers."""
+        return mixer.usable(self, x)
 
     @paddle.jit.not_to_static  # a static graph knows sizes that are left open as -1, and its transcript as tensors
     def _check(self, x: paddle.Tensor) -> None:
@@ -102,6 +108,9 @@ class ConvMixer(nn.Layer):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self._fused(x):
+            self._check(x)
+            return self.head(self.dropout(mixer.mix(self, x, pooled=True)))
         return self.forward_head(self.forward_features(x))
 
 

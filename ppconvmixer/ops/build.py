@@ -1,0 +1,96 @@
+"""Make the operator's library on first use, and keep it in the cache.
+
+The source needs a C++ compiler with OpenMP and none of Paddle's headers, so that it is built in
+seconds and serves every version of Paddle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Optional
+
+import filelock
+
+from .. import download
+
+logger = logging.getLogger("ppconvmixer")
+
+SOURCE = Path(__file__).with_name("mixer.cpp")
+# The library is for this very processor; -ffast-math would undo the rounding that `exp_negative` relies on.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+COMPILE_SECONDS = 300
+
+
+@functools.cache
+def library() -> Optional[ctypes.CDLL]:
+    """Return the operator, built if need be; None, said once, where it cannot be had or ``PPCONVMIXER_OPS`` is 0."""
+    try:
+        if os.environ.get("PPCONVMIXER_OPS") == "0":
+            raise OSError("PPCONVMIXER_OPS is 0")
+        loaded = ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("without the CPU operator (%s) training on a CPU takes about ten times as long", _reason(error))
+        return None
+    loaded.mixer_memory.restype = loaded.mixer_map.restype = ctypes.c_int64
+    return loaded
+
+
+def _built() -> Path:
+    compiler = _compiler()
+    folder = download.home() / "ops"
+    target = folder / f"mixer-{_key(compiler)}.so"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{target}.lock"):  # several processes build it once
+        if not target.exists():
+            logger.info("building the CPU operator, once for this machine")
+            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
+                made = Path(temporary) / target.name
+                command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+                made.rename(target)
+    return target
+
+
+def _compiler() -> str:
+    for name in filter(None, (os.environ.get("CXX"), "g++", "c++", "clang++")):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise OSError("there is no C++ compiler")
+
+
+def _key(compiler: str) -> str:
+    """Return a digest of all that makes the library: source, flags, compiler and processor."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
+    return hashlib.sha256(b"\n".join([SOURCE.read_bytes(), repr(FLAGS).encode(), version, _processor()])).hexdigest()[
+        :24
+    ]
+
+
+def _processor() -> bytes:
+    """Return what -march=native looks at: a cache may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(
+            sorted({line for line in lines if re.match("flags|Features|model name|CPU part", line)})
+        ).encode()
+    except OSError:
+        return repr(platform.uname()[4:]).encode()
+
+
+def _reason(error: Exception) -> str:
+    output = getattr(error, "stderr", None)
+    first = next((line for line in (output or "").splitlines() if "error" in line), "")
+    return first or getattr(error, "strerror", None) or str(error)

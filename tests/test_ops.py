@@ -1,0 +1,317 @@
+"""The CPU operator against Paddle's own operators, against NumPy in float64, and against rough treatment."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT, random_state
+
+import ppconvmixer
+from ppconvmixer.ops import build, mixer
+
+if build.library() is None:
+    pytest.skip("needs a C++ compiler", allow_module_level=True)
+if paddle.get_device() != "cpu":
+    paddle.set_device("cpu")
+
+
+def network(act="gelu", dtype="float32", **shape):
+    state = random_state(**shape)
+    paddle.set_default_dtype(dtype)
+    try:
+        model = ppconvmixer.ConvMixer(**shape, act=act)
+    finally:
+        paddle.set_default_dtype("float32")
+    model.set_state_dict({name: value.astype(dtype) for name, value in state.items()})
+    return model
+
+
+def step(model, images, how):
+    """Return result, gradients and statistics of a training step; ``how`` is "plain", "maps" or "pooled"."""
+    dtype = model.stem[0].weight.dtype
+    x = paddle.to_tensor(images).astype(dtype)
+    if how == "plain":
+        out = model.blocks(model.stem(x)).mean(axis=[2, 3])
+    elif how == "maps":
+        out = mixer.mix(model, x, pooled=False).mean(axis=[2, 3])
+    else:
+        out = mixer.mix(model, x, pooled=True)
+    weights = np.random.default_rng(1).standard_normal(tuple(out.shape))
+    (out * paddle.to_tensor(weights).astype(dtype)).sum().backward()
+    found = {"out": out.numpy()}
+    found |= {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    return found | {n: v.numpy() for n, v in model.state_dict().items() if n.endswith(("_mean", "_variance"))}
+
+
+SHAPES = {
+    "usual": ({"dim": 32, "depth": 2, "kernel_size": 5, "patch_size": 2}, (4, 16, 16)),
+    "odd sizes": ({"dim": 24, "depth": 2, "kernel_size": 3, "patch_size": 3}, (3, 22, 31)),
+    "kernel larger than the map": ({"dim": 16, "depth": 1, "kernel_size": 9, "patch_size": 4}, (3, 12, 20)),
+    "one channel": ({"dim": 1, "depth": 1, "kernel_size": 3, "patch_size": 2}, (3, 10, 10)),
+    "one picture": ({"dim": 40, "depth": 2, "kernel_size": 7, "patch_size": 2}, (1, 18, 18)),
+    "odd channels": ({"dim": 37, "depth": 2, "kernel_size": 5, "patch_size": 1}, (2, 9, 9)),
+    "grey": ({"dim": 33, "depth": 1, "kernel_size": 5, "patch_size": 2, "in_chans": 1}, (2, 12, 12)),
+    "kernel 1": ({"dim": 8, "depth": 1, "kernel_size": 1, "patch_size": 2}, (2, 12, 12)),
+    "kernel 15": ({"dim": 8, "depth": 1, "kernel_size": 15, "patch_size": 1}, (2, 12, 12)),
+    "several panels and strips": ({"dim": 300, "depth": 1, "kernel_size": 3, "patch_size": 7}, (2, 63, 56)),
+    "no blocks": ({"dim": 16, "depth": 0, "kernel_size": 3, "patch_size": 2}, (2, 8, 8)),
+    "one pixel": ({"dim": 16, "depth": 1, "kernel_size": 5, "patch_size": 8}, (4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+@pytest.mark.parametrize("how", ["maps", "pooled"])
+@pytest.mark.parametrize("case", SHAPES)
+def test_a_step_is_as_near_to_float64_as_paddles_own(case, how, act):
+    shape, (n, height, width) = SHAPES[case]
+    images = np.random.default_rng(0).standard_normal((n, shape.get("in_chans", 3), height, width)).astype(np.float32)
+    exact = step(network(act, "float64", **shape), images, "plain")
+    theirs, ours = step(network(act, **shape), images, "plain"), step(network(act, **shape), images, how)
+    assert set(ours) == set(exact)
+    # Batch norm takes most of what comes in off again: what is left of the gradients is the rest of sums of terms of
+    # about 1, of a thousand float32 roundings each. Biases before a norm are nothing but such a rest.
+    scale = max(1.0, *(np.abs(exact[name]).max() for name in gradient_names(exact)))
+    for name, value in exact.items():
+        assert ours[name].dtype == np.float32 and ours[name].shape == value.shape
+        error, paddles = (np.abs(found[name] - value).max() for found in (ours, theirs))
+        room = 2e-5 * scale if name in gradient_names(exact) else 2e-6 * np.abs(value).max()
+        assert error <= 5 * paddles + room, f"{name}: off by {error:.1e}, Paddle's own operators by {paddles:.1e}"
+
+
+def gradient_names(found):
+    return {name for name in found if name != "out" and not name.endswith(("_mean", "_variance"))}
+
+
+def reference(state, images, kernel, patch):
+    """Return the pooled result of a stem and one block with GELU in evaluation, in float64 and with NumPy alone."""
+    from math import erf
+
+    def norm(x, name):
+        mean, variance = state[f"{name}._mean"], state[f"{name}._variance"]
+        shape = (1, -1, 1, 1)
+        scale = state[f"{name}.weight"] / np.sqrt(variance + 1e-5)
+        return (x - mean.reshape(shape)) * scale.reshape(shape) + state[f"{name}.bias"].reshape(shape)
+
+    def gelu(x):
+        return x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+
+    n, _, height, width = images.shape
+    h, w = height // patch, width // patch
+    patches = images[:, :, : h * patch, : w * patch].reshape(n, -1, h, patch, w, patch)
+    z = np.einsum("ncyaxb,dcab->ndyx", patches, state["stem.0.weight"]) + state["stem.0.bias"].reshape(1, -1, 1, 1)
+    x = norm(gelu(z), "stem.2")
+    pad = kernel // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    z = np.zeros_like(x) + state["blocks.0.0.fn.0.bias"].reshape(1, -1, 1, 1)
+    for i in range(kernel):
+        for j in range(kernel):
+            tap = state["blocks.0.0.fn.0.weight"][:, 0, i, j].reshape(1, -1, 1, 1)
+            z += tap * padded[:, :, i : i + h, j : j + w]
+    y = x + norm(gelu(z), "blocks.0.0.fn.2")
+    weight = state["blocks.0.1.weight"][:, :, 0, 0]
+    z = np.einsum("ncyx,dc->ndyx", y, weight) + state["blocks.0.1.bias"].reshape(1, -1, 1, 1)
+    return norm(gelu(z), "blocks.0.3").mean(axis=(2, 3))
+
+
+def test_gradients_are_the_slopes_of_numpys_float64():
+    """With the statistics held fixed, so that every gradient has a size of its own."""
+    shape = {"dim": 6, "depth": 1, "kernel_size": 3, "patch_size": 2}
+    rng = np.random.default_rng(3)
+    images = rng.standard_normal((2, 3, 8, 10)).astype(np.float32)
+    weights = rng.standard_normal((2, 6))
+    model = network(**shape)
+    model.eval()
+    out = mixer.mix(model, paddle.to_tensor(images), pooled=True)
+    state = {name: value.numpy().astype(np.float64) for name, value in model.state_dict().items()}
+    np.testing.assert_allclose(out.numpy(), reference(state, images, 3, 2), rtol=0, atol=2e-6)
+    (out * paddle.to_tensor(weights.astype(np.float32))).sum().backward()
+    checked = 0
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None or name.startswith("head"):
+            continue
+        for index in rng.integers(0, state[name].size, 5):
+            slopes = []
+            for sign in (1, -1):
+                moved = {**state, name: state[name].copy()}
+                moved[name].flat[index] += sign * 1e-5
+                slopes.append((reference(moved, images, 3, 2) * weights).sum() / 2e-5)
+            assert parameter.grad.numpy().flat[index] == pytest.approx(slopes[0] - slopes[1], rel=2e-4, abs=2e-5), name
+            checked += 1
+    assert checked == 12 * 5
+
+
+def test_the_whole_line_of_gelu():
+    """Values and slopes from -20 to 20."""
+    from math import erf, erfc, exp, pi, sqrt
+
+    model = network(dim=1, depth=0, kernel_size=3, patch_size=1, in_chans=1)
+    model.eval()
+    for name, value in (("0.weight", 1), ("0.bias", 0), ("2.weight", 1), ("2.bias", 0)):
+        layer, leaf = name.split(".")
+        getattr(model.stem[int(layer)], leaf).set_value(
+            np.full(getattr(model.stem[int(layer)], leaf).shape, value, "float32")
+        )
+    model.stem[2]._mean.set_value(np.zeros(1, np.float32))
+    model.stem[2]._variance.set_value(np.full(1, 1 - 1e-5, np.float32))
+    z = np.linspace(-20, 20, 20_001).astype(np.float32)
+    out = mixer.mix(model, paddle.to_tensor(z.reshape(1, 1, 1, -1)), pooled=False).numpy().ravel()
+    exact = np.array([x * 0.5 * erfc(-x / sqrt(2)) for x in z.astype(float)])
+    relative = np.abs(out - exact) / np.maximum(np.abs(exact), 1e-30)
+    # In the far tail exp(-z^2 / 2) is off by half a rounding of z^2, which is 72 at -12.
+    assert relative[np.abs(z) < 12].max() < 8e-6 and relative[np.abs(z) < 2].max() < 6e-7
+    assert (np.abs(out - exact) / np.maximum(np.abs(z), 0.1)).max() < 2.5e-7
+    slope = np.array([0.5 * (1 + erf(x / sqrt(2))) + x * exp(-x * x / 2) / sqrt(2 * pi) for x in z.astype(float)])
+    for i in range(0, len(z), 997):
+        model.clear_gradients()
+        mixer.mix(model, paddle.to_tensor(z[i].reshape(1, 1, 1, 1)), pooled=True).sum().backward()
+        assert model.stem[0].bias.grad.item() == pytest.approx(slope[i], abs=3e-7)
+
+
+def test_the_same_bits_every_time():
+    shape, (n, height, width) = SHAPES["several panels and strips"]
+    images = np.random.default_rng(0).standard_normal((n, 3, height, width)).astype(np.float32)
+    first, second = (step(network(**shape), images, "pooled") for _ in range(2))
+    for name, value in first.items():
+        np.testing.assert_array_equal(second[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("how", ["maps", "pooled"])
+def test_evaluation_and_frozen_norms(how):
+    shape = {"dim": 32, "depth": 3, "kernel_size": 5, "patch_size": 2}
+    images = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    found = []
+    for way in ("plain", how):
+        model = network(**shape)
+        model.stem[2].eval()
+        model.blocks[1][0].fn[2].eval()
+        model.blocks[1][3].eval()
+        found.append(step(model, images, way))
+        model.eval()
+        with paddle.no_grad():
+            x = paddle.to_tensor(images)
+            out = model.blocks(model.stem(x)) if way == "plain" else mixer.mix(model, x, pooled=False)
+        found[-1]["evaluated"] = out.numpy()
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=0, atol=2e-5 * max(np.abs(value).max(), 1), err_msg=name)
+
+
+def test_parameters_that_are_frozen_get_no_gradient():
+    model = network(dim=32, depth=2, kernel_size=5, patch_size=2)
+    for parameter in [*model.stem.parameters(), *model.blocks[0].parameters()]:
+        parameter.stop_gradient = True
+    model(paddle.randn([2, 3, 16, 16])).sum().backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient and all(name.startswith(("blocks.1", "head")) for name in with_gradient)
+
+
+def test_two_ways_forward_before_one_back():
+    """As distillation and gradient accumulation do; the memory of one must not be lent to the other."""
+    model = network(dim=32, depth=2, kernel_size=5, patch_size=2)
+    model.eval()
+    a, b = (
+        paddle.to_tensor(np.random.default_rng(i).standard_normal((2, 3, 16, 16)).astype(np.float32)) for i in (0, 1)
+    )
+    (model(a).sum() + 2 * model(b).sum()).backward()
+    together = model.stem[0].weight.grad.numpy()
+    model.clear_gradients()
+    model(a).sum().backward()
+    (2 * model(b).sum()).backward()
+    np.testing.assert_allclose(model.stem[0].weight.grad.numpy(), together, rtol=0, atol=1e-5 * np.abs(together).max())
+
+
+def used(monkeypatch, model, *arguments):
+    """Tell whether a call of the model goes through the operator."""
+    calls = []
+    original = mixer.mix
+    monkeypatch.setattr(mixer, "mix", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    model(*arguments)
+    return bool(calls)
+
+
+def test_the_network_uses_it_only_where_it_computes_the_same(monkeypatch):
+    x = paddle.randn([2, 3, 16, 16])
+    shape = {"dim": 16, "depth": 1, "kernel_size": 5, "patch_size": 2}
+    assert used(monkeypatch, network(**shape), x)
+    assert used(monkeypatch, network(act="relu", **shape), x)
+    assert not used(monkeypatch, network(**{**shape, "kernel_size": 4}), x)
+    hooked = network(**shape)
+    hooked.blocks[0][0].fn[0].register_forward_post_hook(lambda *_: None)
+    assert not used(monkeypatch, hooked, x)
+    replaced = network(**shape)
+    replaced.blocks[0][2] = paddle.nn.Tanh()
+    assert not used(monkeypatch, replaced, x)
+    other = network(**shape)
+    other.stem[2]._epsilon = 1e-3
+    assert not used(monkeypatch, other, x)
+    wanted = x.clone()
+    wanted.stop_gradient = False
+    assert not used(monkeypatch, network(**shape), wanted)
+    assert not used(monkeypatch, network(dtype="float64", **shape), x.astype("float64"))
+
+
+def test_the_gradient_of_pictures_comes_from_the_layers():
+    x = paddle.randn([2, 3, 16, 16])
+    x.stop_gradient = False
+    network(dim=16, depth=1, kernel_size=5, patch_size=2)(x).sum().backward()
+    assert x.grad is not None and np.isfinite(x.grad.numpy()).all()
+
+
+def test_a_number_that_is_none_stays_none():
+    """A loss that is not finite must be seen, not smoothed over."""
+    model = network(dim=16, depth=1, kernel_size=5, patch_size=2)
+    images = np.zeros((2, 3, 16, 16), np.float32)
+    images[0, 0, 3, 3] = np.nan
+    assert np.isnan(model(paddle.to_tensor(images)).numpy()).any()
+
+
+# --- building ------------------------------------------------------------------------------------------
+
+
+def build_in(home, queue):
+    os.environ["PPCONVMIXER_HOME"] = str(home)
+    build.library.cache_clear()
+    queue.put((build.library() is not None, sorted(p.suffix for p in (home / "ops").iterdir())))
+
+
+def test_ten_processes_build_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    processes = [context.Process(target=build_in, args=(tmp_path, queue)) for _ in range(10)]
+    for process in processes:
+        process.start()
+    assert all(queue.get()[0] for _ in processes)
+    for process in processes:
+        process.join()
+    assert len(list((tmp_path / "ops").glob("*.so"))) == 1
+    assert not [p for p in (tmp_path / "ops").iterdir() if p.suffix not in (".so", ".lock")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"PPCONVMIXER_OPS": "0"}, "PPCONVMIXER_OPS is 0"),
+        ({"PATH": "/nowhere", "CXX": ""}, "there is no C++ compiler"),
+        ({"CXX": "/bin/false"}, "exit status 1"),
+    ],
+)
+def test_without_it_one_line_says_what_is_lost_and_all_goes_on(tmp_path, settings, reason):
+    code = """
+        import logging, sys
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        import paddle, ppconvmixer
+        model = ppconvmixer.create_model("convmixer_tiny")
+        for _ in range(2):
+            model(paddle.ones([2, 3, 32, 32])).sum().backward()
+        print(list(model.stem[0].weight.grad.shape))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PPCONVMIXER_HOME": str(tmp_path), **settings}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stdout.splitlines() if "CPU operator" in line]
+    assert len(lines) == 1 and reason in lines[0] and done.stdout.splitlines()[-1] == "[64, 3, 4, 4]"
