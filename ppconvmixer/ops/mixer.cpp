@@ -289,7 +289,8 @@ struct Spread {
   }
 };
 
-void finish_norm(const Sizes& s, const Sums& sums, bool batch, const float* gamma, const float* beta,
+// `sums` are those of the batch; without them the running statistics serve.
+void finish_norm(const Sizes& s, const Sums* sums, const float* gamma, const float* beta,
                  float* mean, float* var, Affine out) {
   for (int c = 0; c < s.cp; ++c) {
     if (c >= s.c) {
@@ -297,9 +298,9 @@ void finish_norm(const Sizes& s, const Sums& sums, bool batch, const float* gamm
       continue;
     }
     double m = mean[c], v = var[c];
-    if (batch) {
-      m = sums.total(c) / s.pixels;
-      v = std::max(0.0, sums.total(s.cp + c) / s.pixels - m * m);
+    if (sums) {
+      m = sums->total(c) / s.pixels;
+      v = std::max(0.0, sums->total(s.cp + c) / s.pixels - m * m);
       mean[c] = MOMENTUM * mean[c] + (1 - MOMENTUM) * (float)m;
       var[c] = MOMENTUM * var[c] + (1 - MOMENTUM) * (float)v;
     }
@@ -324,9 +325,10 @@ Floats tap_major(const Sizes& s, const float* w, bool turned) {
 Floats panels(const float* w, int depth, int columns, int padded_depth, long wk, long wc) {
   int count = (columns + PANEL - 1) / PANEL;
   Floats out = floats((size_t)count * PANEL * padded_depth);
-  for (int k = 0; k < depth; ++k)
-    for (int c = 0; c < columns; ++c)
-      out[((size_t)(c / PANEL) * padded_depth + k) * PANEL + c % PANEL] = w[k * wk + c * wc];
+#pragma omp parallel for schedule(static)
+  for (int p = 0; p < count; ++p)
+    for (int c = p * PANEL; c < std::min(columns, (p + 1) * PANEL); ++c)
+      for (int k = 0; k < depth; ++k) out[((size_t)p * padded_depth + k) * PANEL + c % PANEL] = w[k * wk + c * wc];
   return out;
 }
 
@@ -355,13 +357,13 @@ inline void depthwise_row(const Sizes& s, const float* in, const float* w, vec s
 
 // Depthwise half of a block: x is made of what came before, then z and the sums for its norm.
 template <class Act>
-void depthwise_forward(const Sizes& s, const Block& block, Source before, float* x, float* z1, Sums& sums) {
+void depthwise_forward(const Sizes& s, const Block& block, Source before, float* x, float* z1, Sums* sums) {
   Floats w = tap_major(s, block.w1, false), bias = padded(block.b1, s.c, s.cp);
   int vectors = s.cp / V;
 #pragma omp parallel
   {
     Floats in = floats(s.plane);
-    double* mine = sums.mine();
+    double* mine = sums ? sums->mine() : nullptr;
 #pragma omp for schedule(static)
     for (long task = 0; task < (long)s.n * vectors; ++task) {
       int c = task % vectors * V;
@@ -380,10 +382,10 @@ void depthwise_forward(const Sizes& s, const Block& block, Source before, float*
         float* out = z1 + first + (long)i * s.w * s.cp;
         depthwise_row(s, &in[(long)i * s.wp * V], &w[c], start, [&](int j, vec z) {
           store(out + (long)j * s.cp, z);
-          spread += Act::value(z);
+          if (mine) spread += Act::value(z);
         });
       }
-      spread.add_to(mine + c, mine + s.cp + c);
+      if (mine) spread.add_to(mine + c, mine + s.cp + c);
     }
   }
 }
@@ -391,8 +393,8 @@ void depthwise_forward(const Sizes& s, const Block& block, Source before, float*
 // The rows of a tile times a matrix in panels, plus the bias; and the sums for the norm.
 template <class Act>
 void tile_forward(const Sizes& s, const float* y, int depth, const float* w, const float* bias, int rows, float* z,
-                  Sums& sums) {
-  double* mine = sums.mine();
+                  Sums* sums) {
+  double* mine = sums ? sums->mine() : nullptr;
   for (int p = 0; p < s.cp; p += PANEL) {
     panel_product(y, depth, 1, w + (size_t)p * depth, rows, depth, z + p, s.cp, false);
     for (int c = p; c < p + PANEL; c += V) {
@@ -401,16 +403,16 @@ void tile_forward(const Sizes& s, const float* y, int depth, const float* w, con
       for (int r = 0; r < rows; ++r) {
         vec v = load(z + (long)r * s.cp + c) + start;
         store(z + (long)r * s.cp + c, v);
-        spread += Act::value(v);
+        if (mine) spread += Act::value(v);
       }
-      spread.add_to(mine + c, mine + s.cp + c);
+      if (mine) spread.add_to(mine + c, mine + s.cp + c);
     }
   }
 }
 
 // Pointwise half: z2 = W (x + norm1(act(z1))) + b.
 template <class Act>
-void pointwise_forward(const Sizes& s, const Block& block, const float* x, Source mixer, float* z2, Sums& sums) {
+void pointwise_forward(const Sizes& s, const Block& block, const float* x, Source mixer, float* z2, Sums* sums) {
   Floats w = panels(block.w2, s.c, s.c, s.cp, 1, s.c), bias = padded(block.b2, s.c, s.cp);
 #pragma omp parallel
   {
@@ -441,7 +443,7 @@ inline void patch_of(const Sizes& s, const float* images, long pixel, Put put) {
 }
 
 template <class Act>
-void stem_forward(const Sizes& s, const Stem& stem, const float* images, float* z, Sums& sums) {
+void stem_forward(const Sizes& s, const Stem& stem, const float* images, float* z, Sums* sums) {
   Floats w = panels(stem.w, s.in, s.c, s.inp, 1, s.in), bias = padded(stem.b, s.c, s.cp);
 #pragma omp parallel
   {
@@ -719,17 +721,18 @@ void forward(const Shape& shape, const Stem& stem, const Block* blocks, const fl
              float* memory, bool keep) {
   Sizes s(shape);
   Saved saved(memory, s, keep);
-  Sums sums(2 * s.cp);
-  stem_forward<Act>(s, stem, images, saved.stem.z, sums);
-  finish_norm(s, sums, stem.batch, stem.gamma, stem.beta, stem.mean, stem.var, saved.stem.norm);
+  auto wanted = [&](bool batch) { return batch ? std::make_unique<Sums>(2 * s.cp) : nullptr; };
+  auto sums = wanted(stem.batch);
+  stem_forward<Act>(s, stem, images, saved.stem.z, sums.get());
+  finish_norm(s, sums.get(), stem.gamma, stem.beta, stem.mean, stem.var, saved.stem.norm);
   for (int i = 0; i < shape.depth; ++i) {
     const Block& b = blocks[i];
     Source mixer = saved.mixer(i), last = saved.last(i);
-    Sums sums1(2 * s.cp), sums2(2 * s.cp);
-    depthwise_forward<Act>(s, b, saved.last(i - 1), saved.x(i), mixer.z, sums1);
-    finish_norm(s, sums1, b.batch1, b.gamma1, b.beta1, b.mean1, b.var1, mixer.norm);
-    pointwise_forward<Act>(s, b, saved.x(i), mixer, last.z, sums2);
-    finish_norm(s, sums2, b.batch2, b.gamma2, b.beta2, b.mean2, b.var2, last.norm);
+    auto sums1 = wanted(b.batch1), sums2 = wanted(b.batch2);
+    depthwise_forward<Act>(s, b, saved.last(i - 1), saved.x(i), mixer.z, sums1.get());
+    finish_norm(s, sums1.get(), b.gamma1, b.beta1, b.mean1, b.var1, mixer.norm);
+    pointwise_forward<Act>(s, b, saved.x(i), mixer, last.z, sums2.get());
+    finish_norm(s, sums2.get(), b.gamma2, b.beta2, b.mean2, b.var2, last.norm);
   }
   put_out<Act>(s, saved.last(shape.depth - 1), pooled, out);
 }
