@@ -4,6 +4,7 @@
 import zlib  # noqa: F401
 from typing import Any
 
+from . import threads  # noqa: F401  (before Paddle, which changes what it reads)
 from .errors import UserError
 from .zoo import CONSTRUCTORS, create_model, list_models, load_weights
 

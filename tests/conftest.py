@@ -1,15 +1,20 @@
 """What several tests need: small files the tests make themselves, and the shared material where it is present."""
 
+import os
 import sys
 import zlib  # noqa: F401  (before Paddle; see ppconvmixer/__init__.py)
 from pathlib import Path
 
 import numpy as np
+import paddle  # noqa: F401
 import pytest
 from PIL import Image
 
 import ppconvmixer
-from ppconvmixer import card, checkpoint, layouts, zoo
+from ppconvmixer import card, checkpoint, layouts, threads, zoo
+
+if not threads._SAID:  # Paddle has set it; the programs that tests start must not inherit that
+    os.environ.pop("OMP_NUM_THREADS", None)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

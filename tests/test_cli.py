@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, random_state, write_layout
 from PIL import Image
 
-from ppconvmixer import checkpoint, layouts
+from ppconvmixer import checkpoint, engines, layouts
 from ppconvmixer.cli import main
 
 
@@ -57,7 +57,7 @@ def test_eval_writes_what_the_contract_says(tmp_path, tiny_weights, class_folder
     more = ("--model", "convmixer_tiny", "--predictions", tmp_path / "out.csv", "--logits", tmp_path / "out.npy")
     assert evaluate(tmp_path, tiny_weights, class_folders, *more, "--batch-size", 5, "--workers", 1) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["model"] == "convmixer_tiny" and result["engine"] == "dygraph"
+    assert result["model"] == "convmixer_tiny" and result["engine"] == engines.fastest()
     assert result["weights"]["path"] == str(tiny_weights) and len(result["weights"]["sha256"]) == 64
     assert result["samples"] == 12 and result["skipped"] == 0 and result["k"] == 3
     logits = np.load(tmp_path / "out.npy")
@@ -204,8 +204,8 @@ def test_finetune_then_eval_then_predict(tmp_path, class_folders, capsys):
     best = tmp_path / "run/best.pdparams"
     assert run("eval", "-c", tmp_path / "run/recipe.yaml", "--weights", best, "--output", tmp_path / "r.json") == 0
     trained, evaluated = (json.loads(p.read_text()) for p in (tmp_path / "run/result.json", tmp_path / "r.json"))
-    for key in ("top1", "loss", "samples"):
-        assert evaluated[key] == trained[key]
+    assert (evaluated["top1"], evaluated["samples"]) == (trained["top1"], trained["samples"])
+    assert evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-5)  # by another engine
     capsys.readouterr()
     assert run("predict", "--weights", best, class_folders / "val/dog/dog 1.png") == 0
     assert "dog" in capsys.readouterr().out

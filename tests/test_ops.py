@@ -302,7 +302,8 @@ def test_ten_processes_build_once(tmp_path):
 def test_without_it_one_line_says_what_is_lost_and_all_goes_on(tmp_path, settings, reason):
     code = """
         import logging, sys
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        logging.getLogger("ppconvmixer").addHandler(logging.StreamHandler(sys.stdout))
+        logging.getLogger("ppconvmixer").setLevel(logging.INFO)
         import paddle, ppconvmixer
         model = ppconvmixer.create_model("convmixer_tiny")
         for _ in range(2):

@@ -171,6 +171,13 @@ Floats floats(size_t count) {
   return Floats(p);
 }
 
+// The number of threads inside, whatever it is outside: Paddle sets it to 1.
+struct Threads {
+  int outside = omp_get_max_threads();
+  explicit Threads(int inside) { omp_set_num_threads(inside); }
+  ~Threads() { omp_set_num_threads(outside); }
+};
+
 // Sums of every thread, added in the order of the threads, so that they do not depend on who was faster.
 struct Sums {
   int count, threads;
@@ -191,7 +198,7 @@ inline void add(double* sums, vec v) {
 // --- the network ---------------------------------------------------------------------------------------
 
 struct Shape {  // of n pictures (channels, height, width) in patches of patch x patch pixels
-  int64_t n, channels, height, width, patch, c, depth, kernel, relu;
+  int64_t n, channels, height, width, patch, c, depth, kernel, relu, threads;
 };
 
 struct Stem {
@@ -775,12 +782,14 @@ int64_t mixer_map(const Shape* shape) { return Sizes(*shape).map(); }
 
 void mixer_forward(const Shape* shape, const Stem* stem, const Block* blocks, const float* images, int64_t pooled,
                    float* out, float* memory, int64_t keep) {
+  Threads threads(shape->threads);
   (shape->relu ? forward<Relu> : forward<Gelu>)(*shape, *stem, blocks, images, pooled, out, memory, keep);
 }
 
 void mixer_backward(const Shape* shape, const Stem* stem, const Block* blocks, const float* images, int64_t pooled,
                     const float* dout, float* memory, const StemGradients* stem_gradients,
                     const Gradients* gradients, float* d) {
+  Threads threads(shape->threads);
   (shape->relu ? backward<Relu> : backward<Gelu>)(*shape, *stem, blocks, images, pooled, dout, memory,
                                                    *stem_gradients, gradients, d);
 }

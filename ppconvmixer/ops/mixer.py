@@ -11,6 +11,7 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
+from ..threads import threads
 from .build import library
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class _Shape(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in ("n", "channels", "height", "width", "patch", "dim", "depth", "kernel", "relu")
+        for name in ("n", "channels", "height", "width", "patch", "dim", "depth", "kernel", "relu", "threads")
     ]
 
 
@@ -81,7 +82,7 @@ class _Call:
         patch, depth = model.patch_size, len(model.blocks)
         kernel = model.blocks[0][0].fn[0].weight.shape[-1] if depth else 1
         relu = isinstance(model.stem[1], nn.ReLU)
-        self.shape = _Shape(n, channels, height, width, patch, model.dim, depth, kernel, relu)
+        self.shape = _Shape(n, channels, height, width, patch, model.dim, depth, kernel, relu, threads())
         map_shape = [n, model.dim, height // patch, width // patch]
         self.out_shape = map_shape[:2] if pooled else map_shape
         self.held = [
