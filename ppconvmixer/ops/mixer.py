@@ -25,8 +25,9 @@ def usable(model: ConvMixer, images: paddle.Tensor) -> bool:
         and images.place.is_cpu_place()
         and images.dtype == model.stem[0].weight.dtype == paddle.float32
         and (images.stop_gradient or not paddle.is_grad_enabled())  # the gradient of the pictures is not computed
+        and _untouched(model)
         and all(map(_plain, _triples(model)))
-        and all(block[0].fn[0].weight.shape[-1] % 2 for block in model.blocks)
+        and all(block[0].fn[0].weight.shape[-1] % 2 for block in model.blocks)  # even kernels pad on one side more
         and library() is not None
     )
 
@@ -157,8 +158,20 @@ def _pairs(model: ConvMixer) -> Iterator[tuple[nn.Layer, nn.Layer]]:
     return ((conv, norm) for conv, _, norm in _triples(model))
 
 
+def _untouched(model: ConvMixer) -> bool:
+    """Tell whether the layers stand in each other as ConvMixer puts them, and nobody has hooked into one."""
+    parts = [model.stem, model.blocks]
+    layers = [layer for part in parts for layer in part.sublayers(include_self=True)]
+    return (
+        all(type(part) is nn.Sequential for part in (*parts, *model.blocks))
+        and [len(part) for part in (model.stem, *model.blocks)] == [3] + [4] * len(model.blocks)
+        and all(type(block[0]).__name__ == "Residual" and len(block[0].fn) == 3 for block in model.blocks)
+        and not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
+    )
+
+
 def _plain(triple: tuple[nn.Layer, nn.Layer, nn.Layer]) -> bool:
-    """Tell whether the layers are as ConvMixer makes them, and nobody has hooked into them."""
+    """Tell whether the layers are as ConvMixer makes them."""
     conv, act, norm = triple
     return (
         type(conv) is nn.Conv2D
@@ -167,5 +180,4 @@ def _plain(triple: tuple[nn.Layer, nn.Layer, nn.Layer]) -> bool:
         and norm._epsilon == 1e-5
         and norm._momentum == 0.9
         and not norm._use_global_stats
-        and not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in triple)
     )
