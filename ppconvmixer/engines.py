@@ -6,6 +6,7 @@ cache under the digest of its content, so that the next start does without.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import os
@@ -118,34 +119,58 @@ class OpenVino:
         return self.compiled(images)[0]
 
 
-ENGINES: dict[str, Callable[[Any], Any]] = {e.name: e for e in (Dygraph, Inference, OnnxRuntime, OpenVino)}
+class Operator:
+    """Our own operator, on the CPU, its weights prepared once."""
+
+    name = "operator"
+
+    def __init__(self, model: ConvMixer):
+        from .ops import mixer
+
+        if not mixer.known(model):
+            raise UserError(
+                "the engine operator needs a C++ compiler and an unchanged float32 network; take --engine auto"
+            )
+        self.num_classes = model.num_classes
+        self.network, self.head = mixer.Prepared(model), copy.deepcopy(model.head)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return float32 logits (N, classes) for float32 images (N, C, H, W)."""
+        import paddle
+
+        with paddle.no_grad():
+            return self.head(paddle.to_tensor(self.network(images, pooled=True))).numpy()
+
+
+ENGINES: dict[str, Callable[[Any], Any]] = {e.name: e for e in (Dygraph, Operator, Inference, OnnxRuntime, OpenVino)}
 
 
 def create_engine(name: str, model: ConvMixer) -> Any:
     """Return the engine ``name`` for ``model``.
 
     Args:
-        name: one of ``ENGINES``, or ``auto``: the dynamic graph on a GPU, Paddle Inference on a CPU.
+        name: one of ``ENGINES``, or ``auto``: the dynamic graph on a GPU; on a CPU our operator, or
+            Paddle Inference where the operator cannot be had.
 
     Raises:
-        UserError: unknown engine, or its package is missing.
+        UserError: unknown engine, or what it needs is missing.
     """
     if name == "auto":
-        name = fastest()
+        name = fastest(model)
     if name not in ENGINES:
         raise unknown("engine", name, ["auto", *ENGINES])
     return ENGINES[name](model)
 
 
-def fastest() -> str:
-    """Return the name of the engine that ``auto`` stands for here.
-
-    On a CPU Paddle Inference was the fastest or within a tenth of it (2 cores with AVX-512, 1024/20 and
-    768/32, batch 1 and 4, beside ONNX Runtime 1.32 and OpenVINO 2026.4), and it needs no other package.
-    """
+def fastest(model: ConvMixer) -> str:
+    """Return the name of the engine that ``auto`` stands for here; docs/performance.md has the measurements."""
     import paddle
 
-    return "inference" if paddle.get_device() == "cpu" else "dygraph"
+    from .ops import mixer
+
+    if paddle.get_device() != "cpu":
+        return "dygraph"
+    return "operator" if mixer.known(model) else "inference"
 
 
 def _installed(package: str) -> bool:

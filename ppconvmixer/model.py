@@ -75,6 +75,7 @@ class ConvMixer(nn.Layer):
                 for _ in range(depth)
             ]
         )
+        self.as_made = mixer.structure(self)
         self.dropout = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes)
 

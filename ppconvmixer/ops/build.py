@@ -25,7 +25,8 @@ from .. import download
 
 logger = logging.getLogger("ppconvmixer")
 
-SOURCE = Path(__file__).with_name("mixer.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = tuple(FOLDER / name for name in ("training.cpp", "inference.cpp"))
 # The library is for this very processor; -ffast-math would undo the rounding that `exp_negative` relies on.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 COMPILE_SECONDS = 300
@@ -41,14 +42,15 @@ def library() -> Optional[ctypes.CDLL]:
     except (OSError, subprocess.SubprocessError) as error:
         logger.info("without the CPU operator (%s) training on a CPU takes about ten times as long", _reason(error))
         return None
-    loaded.mixer_memory.restype = loaded.mixer_map.restype = ctypes.c_int64
+    for name in ("mixer_memory", "mixer_map", "network_floats", "network_memory"):
+        getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 
 
 def _built() -> Path:
     compiler = _compiler()
     folder = download.home() / "ops"
-    target = folder / f"mixer-{_key(compiler)}.so"
+    target = folder / f"operator-{_key(compiler)}.so"
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +59,7 @@ def _built() -> Path:
             logger.info("building the CPU operator, once for this machine")
             with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
                 made = Path(temporary) / target.name
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+                command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
                 made.rename(target)
     return target
@@ -74,9 +76,8 @@ def _compiler() -> str:
 def _key(compiler: str) -> str:
     """Return a digest of all that makes the library: source, flags, compiler and processor."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    return hashlib.sha256(b"\n".join([SOURCE.read_bytes(), repr(FLAGS).encode(), version, _processor()])).hexdigest()[
-        :24
-    ]
+    texts = [path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in (".cpp", ".h")]
+    return hashlib.sha256(b"\n".join([*texts, repr(FLAGS).encode(), version, _processor()])).hexdigest()[:24]
 
 
 def _processor() -> bytes:

@@ -1,9 +1,9 @@
-"""The operator in Paddle's dynamic graph."""
+"""The operator in Paddle's dynamic graph, and a network prepared for evaluation."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
@@ -23,13 +23,15 @@ def usable(model: ConvMixer, images: paddle.Tensor) -> bool:
     return (
         paddle.in_dynamic_mode()
         and images.place.is_cpu_place()
-        and images.dtype == model.stem[0].weight.dtype == paddle.float32
+        and images.dtype == paddle.float32
         and (images.stop_gradient or not paddle.is_grad_enabled())  # the gradient of the pictures is not computed
-        and _untouched(model)
-        and all(map(_plain, _triples(model)))
-        and all(block[0].fn[0].weight.shape[-1] % 2 for block in model.blocks)  # even kernels pad on one side more
-        and library() is not None
+        and known(model)
     )
+
+
+def known(model: ConvMixer) -> bool:
+    """Tell whether there is an operator, and nobody rebuilt ``model``, changed its settings or hooked into it."""
+    return model.stem[0].weight.dtype == paddle.float32 and structure(model) == model.as_made and library() is not None
 
 
 def mix(model: ConvMixer, images: paddle.Tensor, pooled: bool) -> paddle.Tensor:
@@ -37,11 +39,39 @@ def mix(model: ConvMixer, images: paddle.Tensor, pooled: bool) -> paddle.Tensor:
     parameters = [p for conv, norm in _pairs(model) for p in (conv.weight, conv.bias, norm.weight, norm.bias)]
     if paddle.is_grad_enabled() and not all(p.stop_gradient for p in parameters):
         return _Mixer.apply(images, model, pooled, *parameters)
-    call = _Call(model, images, pooled)
-    memory = _pool.take(call.floats(keep=False))
-    out = call.forward(memory, keep=False)
-    _pool.give(memory)
+    if any(norm.training for _, norm in _pairs(model)):
+        call = _Call(model, images, pooled)
+        memory = _pool.take(call.floats(keep=False))
+        out = call.forward(memory, keep=False)
+        _pool.give(memory)
+        return out
+    prepared = Prepared(model)
+    out = paddle.to_tensor(prepared(images.numpy(), pooled))
+    _pool.give(prepared.weights)
     return out
+
+
+class Prepared:
+    """A network in evaluation as it is now, its weights put into the order of use; later changes do not reach it."""
+
+    def __init__(self, model: ConvMixer):
+        self.library = library()
+        self.shape = _shape(model, (1, model.in_chans, model.patch_size, model.patch_size))
+        _, stem, blocks = _tables(model)
+        self.weights = _pool.take(self.library.network_floats(ctypes.byref(self.shape)))
+        _run(self.library.network_prepare, self.shape, stem, blocks, self.weights)
+
+    def __call__(self, images: np.ndarray, pooled: bool) -> np.ndarray:
+        """Return the feature maps of float32 images (N, C, H, W), or, ``pooled``, their means (N, dim)."""
+        images = np.ascontiguousarray(images)
+        shape = _Shape.from_buffer_copy(self.shape)
+        shape.n, _, shape.height, shape.width = images.shape
+        sizes = () if pooled else (shape.height // shape.patch, shape.width // shape.patch)
+        out = np.empty((shape.n, shape.dim, *sizes), np.float32)
+        memory = _pool.take(self.library.network_memory(ctypes.byref(shape)))
+        _run(self.library.network_run, shape, self.weights, images, pooled, out, memory)
+        _pool.give(memory)
+        return out
 
 
 class _Mixer(PyLayer):
@@ -65,7 +95,7 @@ class _Mixer(PyLayer):
 
 
 class _Shape(ctypes.Structure):
-    """``Shape`` of mixer.cpp."""
+    """``Shape`` of network.h."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -74,25 +104,16 @@ class _Shape(ctypes.Structure):
 
 
 class _Call:
-    """The arguments of the library's functions; they hold addresses, so the tensors are held, too."""
+    """A training step: forward, and backward with what it left."""
 
     def __init__(self, model: ConvMixer, images: paddle.Tensor, pooled: bool):
         self.library = library()
         self.images, self.pooled = images.contiguous(), pooled
-        n, channels, height, width = images.shape
-        patch, depth = model.patch_size, len(model.blocks)
-        kernel = model.blocks[0][0].fn[0].weight.shape[-1] if depth else 1
-        relu = isinstance(model.stem[1], nn.ReLU)
-        self.shape = _Shape(n, channels, height, width, patch, model.dim, depth, kernel, relu, threads())
-        map_shape = [n, model.dim, height // patch, width // patch]
-        self.out_shape = map_shape[:2] if pooled else map_shape
-        self.held = [
-            (conv.weight, conv.bias, norm.weight, norm.bias, norm._mean, norm._variance, norm.training)
-            for conv, norm in _pairs(model)
-        ]
-        self.stem, *halves = [[t.data_ptr() for t in tensors] + [int(batch)] for *tensors, batch in self.held]
-        # A block of mixer.cpp: six addresses of each half, then its two flags.
-        self.blocks = [a[:6] + b[:6] + [a[6], b[6]] for a, b in zip(halves[::2], halves[1::2])]
+        self.shape = _shape(model, images.shape)
+        self.held, self.stem, self.blocks = _tables(model)
+        n, _, height, width = images.shape
+        sizes = [] if pooled else [height // model.patch_size, width // model.patch_size]
+        self.out_shape = [n, model.dim, *sizes]
 
     def floats(self, keep: bool) -> int:
         """Return the floats that ``forward`` works in."""
@@ -101,22 +122,49 @@ class _Call:
     def forward(self, memory: np.ndarray, keep: bool) -> paddle.Tensor:
         """Return the result, and with ``keep`` leave in ``memory`` what ``backward`` needs."""
         out = paddle.empty(self.out_shape, "float32")
-        arguments = (_table(self.stem), _table(self.blocks), self.images.data_ptr(), self.pooled, out.data_ptr())
-        self._run(self.library.mixer_forward, *arguments, memory.ctypes.data, keep)
+        _run(self.library.mixer_forward, self.shape, *self._inputs(), out, memory, keep)
         return out
 
     def backward(self, gradient: paddle.Tensor, memory: np.ndarray, gradients: list[paddle.Tensor]) -> None:
         """Fill ``gradients``, which come in the order of the parameters."""
-        gradient = gradient.contiguous()
         d = _pool.take(self.library.mixer_map(ctypes.byref(self.shape)))
         found = _table([g.data_ptr() for g in gradients])
-        arguments = (_table(self.stem), _table(self.blocks), self.images.data_ptr(), self.pooled, gradient.data_ptr())
-        self._run(self.library.mixer_backward, *arguments, memory.ctypes.data, found, found[4:], d.ctypes.data)
+        arguments = (*self._inputs(), gradient.contiguous(), memory, found, found[4:], d)
+        _run(self.library.mixer_backward, self.shape, *arguments)
         _pool.give(d)
 
-    def _run(self, function: Any, *arguments: Any) -> None:
-        addresses = [a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments]
-        function(ctypes.byref(self.shape), *map(ctypes.c_void_p, addresses))
+    def _inputs(self) -> tuple[Any, ...]:
+        return self.stem, self.blocks, self.images, self.pooled
+
+
+def _shape(model: ConvMixer, images: Sequence[int]) -> _Shape:
+    depth = len(model.blocks)
+    kernel = model.blocks[0][0].fn[0].weight.shape[-1] if depth else 1
+    relu = isinstance(model.stem[1], nn.ReLU)
+    return _Shape(*images, model.patch_size, model.dim, depth, kernel, relu, threads())
+
+
+def _tables(model: ConvMixer) -> tuple[list[Any], np.ndarray, np.ndarray]:
+    """Return the tensors of ``model``, and their addresses as ``Stem`` and ``Block`` of network.h have them."""
+    held = [
+        (conv.weight, conv.bias, norm.weight, norm.bias, norm._mean, norm._variance, norm.training)
+        for conv, norm in _pairs(model)
+    ]
+    stem, *halves = [[t.data_ptr() for t in tensors] + [int(batch)] for *tensors, batch in held]
+    # A block: six addresses of each half, then its two flags.
+    blocks = [a[:6] + b[:6] + [a[6], b[6]] for a, b in zip(halves[::2], halves[1::2])]
+    return held, _table(stem), _table(blocks)
+
+
+def _run(function: Any, shape: _Shape, *arguments: Any) -> None:
+    """Call the library; of arrays and tensors it gets the addresses."""
+
+    def word(value: Any) -> int:
+        if isinstance(value, np.ndarray):
+            return value.ctypes.data
+        return value.data_ptr() if isinstance(value, paddle.Tensor) else int(value)
+
+    function(ctypes.byref(shape), *(ctypes.c_void_p(word(value)) for value in arguments))
 
 
 class _Pool:
@@ -146,38 +194,24 @@ def _table(values: Any) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def _triples(model: ConvMixer) -> Iterator[tuple[nn.Layer, nn.Layer, nn.Layer]]:
-    """Yield convolution, activation and norm of the stem and of both halves of every block."""
-    yield tuple(model.stem)
-    for block in model.blocks:
-        yield tuple(block[0].fn)
-        yield tuple(block)[1:]
-
-
 def _pairs(model: ConvMixer) -> Iterator[tuple[nn.Layer, nn.Layer]]:
-    return ((conv, norm) for conv, _, norm in _triples(model))
+    """Yield convolution and norm of the stem and of both halves of every block."""
+    yield model.stem[0], model.stem[2]
+    for block in model.blocks:
+        yield block[0].fn[0], block[0].fn[2]
+        yield block[1], block[3]
 
 
-def _untouched(model: ConvMixer) -> bool:
-    """Tell whether the layers stand in each other as ConvMixer puts them, and nobody has hooked into one."""
-    parts = [model.stem, model.blocks]
-    layers = [layer for part in parts for layer in part.sublayers(include_self=True)]
-    return (
-        all(type(part) is nn.Sequential for part in (*parts, *model.blocks))
-        and [len(part) for part in (model.stem, *model.blocks)] == [3] + [4] * len(model.blocks)
-        and all(type(block[0]).__name__ == "Residual" and len(block[0].fn) == 3 for block in model.blocks)
-        and not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
-    )
+def structure(model: ConvMixer) -> list[Any]:
+    """Return what the operator takes for granted of the layers: their order, kinds, settings, shapes and hooks."""
+    found = []
+    for part in (model.stem, model.blocks):
+        for name, layer in part.named_sublayers(include_self=True):
+            settings = {k: v for k, v in vars(layer).items() if k != "training" and isinstance(v, _SETTINGS)}
+            shapes = [tuple(p.shape) for p in layer._parameters.values() if p is not None]
+            hooks = len(layer._forward_pre_hooks) + len(layer._forward_post_hooks)
+            found.append((name, type(layer), settings, shapes, hooks))
+    return found
 
 
-def _plain(triple: tuple[nn.Layer, nn.Layer, nn.Layer]) -> bool:
-    """Tell whether the layers are as ConvMixer makes them."""
-    conv, act, norm = triple
-    return (
-        type(conv) is nn.Conv2D
-        and type(act) in (nn.GELU, nn.ReLU)
-        and type(norm) is nn.BatchNorm2D
-        and norm._epsilon == 1e-5
-        and norm._momentum == 0.9
-        and not norm._use_global_stats
-    )
+_SETTINGS = (bool, int, float, str, list, tuple, type(None))

@@ -1,182 +1,14 @@
-// The blocks of ConvMixer on a CPU: depthwise and pointwise convolution, activation, batch norm and residual.
+// Training: the network forward, with all that the way back needs, and backward.
 //
 // Inside, a feature map is (pixel, channel) with the channels padded to whole vectors of 16 floats, so that no
 // loop over channels has a remainder. A block keeps its input x and both convolutions' results z for the way
 // back; everything else is computed again, which costs less than the memory it would go through.
-//
-// One statement of vector code serves every width: the compiler cuts `vec` to what the processor has.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
 #include <vector>
 
-#include <omp.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "network.h"
 
 namespace {
-
-constexpr int V = 16;  // floats of a vector: 64 bytes, a cache line
-typedef float vec __attribute__((vector_size(V * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(V * 4), aligned(4), may_alias));
-
-inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
-inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
-inline vec splat(float f) { return f - vec{}; }
-inline vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
-
-// 1 / x for x in [1, 4]: an estimate and one step of Newton's are thrice as fast as a division.
-inline vec reciprocal(vec x) {
-#ifdef __AVX512F__
-  vec r = (vec)_mm512_rcp14_ps((__m512)x);
-  return r + r * (1.f - x * r);
-#else
-  return 1.f / x;
-#endif
-}
-
-// exp(x) for x in [-87, 0], to 1 ulp or so: 2^n times a Taylor polynomial on [-ln2/2, ln2/2].
-inline vec exp_negative(vec x) {
-  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
-  vec n = x * 1.44269504f + magic;
-  ivec exponent = ((ivec)n - (ivec)magic + 127) << 23;
-  n -= magic;
-  vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  vec p = splat(1.f / 5040);
-  p = p * r + 1.f / 720;
-  p = p * r + 1.f / 120;
-  p = p * r + 1.f / 24;
-  p = p * r + 1.f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.f;
-  p = p * r + 1.f;
-  return p * (vec)exponent;
-}
-
-struct Gauss {
-  vec below;    // Phi(z), the share of the normal distribution below z
-  vec density;  // phi(z)
-};
-
-// Phi(-a) = phi(a) R(a); R is a polynomial in t = 1 / (1 + 0.21 a), fitted on [0, 13] to 1e-08 of its value.
-inline Gauss gauss(vec z) {
-  vec a = pick(z < 0, -z, z);
-  a = pick(a > 13, splat(13.f), a);
-  vec density = exp_negative(a * a * -0.5f) * 0.39894228f;
-  vec t = reciprocal(a * 0.21f + 1.f);
-  vec r = splat(-0.181534532f);
-  r = r * t + 0.720332238f;
-  r = r * t + -0.847858575f;
-  r = r * t + 0.899439284f;
-  r = r * t + -0.252404905f;
-  r = r * t + 0.320607649f;
-  r = r * t + 0.171370417f;
-  r = r * t + 0.213548857f;
-  r = r * t + 0.209813689f;
-  vec tail = density * r * t;
-  return {pick(z < 0, tail, 1.f - tail), density};
-}
-
-struct Gelu {
-  static vec value(vec z) { return z * gauss(z).below; }
-  static vec slope(vec z, vec& value) {
-    Gauss g = gauss(z);
-    value = z * g.below;
-    return g.below + z * g.density;
-  }
-};
-
-struct Relu {
-  static vec value(vec z) { return pick(z > 0, z, vec{}); }
-  static vec slope(vec z, vec& value) {
-    value = Relu::value(z);
-    return pick(z > 0, splat(1.f), vec{});
-  }
-};
-
-// --- matrix products -------------------------------------------------------------------------------
-
-constexpr int PANEL = 2 * V;  // columns of a product that are made at once
-#ifdef __AVX512F__
-constexpr int ROWS = 14;  // 28 of 32 registers hold sums
-constexpr int TAPS = 8;   // sums of a depthwise convolution: pixels on the way forth,
-constexpr int SLOPES = 13;  // taps for the gradient of its weights
-#else
-constexpr int ROWS = 3;
-constexpr int TAPS = 3;
-constexpr int SLOPES = 3;
-#endif
-constexpr int DEPTH = 256;  // of one pass through a product: a panel of 32 kB stays in the first cache
-
-// c (R x 32) = or += a (R x depth) b (depth x 32). Element (r, k) of a is a[r * ar + k * ak].
-template <int R>
-void product(const float* a, long ar, long ak, const float* b, int depth, float* c, long cr, bool add) {
-  vec sums[R][2];
-  for (int r = 0; r < R; ++r) {
-    sums[r][0] = add ? load(c + r * cr) : vec{};
-    sums[r][1] = add ? load(c + r * cr + V) : vec{};
-  }
-  for (int k = 0; k < depth; ++k) {
-    vec b0 = load(b + k * PANEL), b1 = load(b + k * PANEL + V);
-    const float* column = a + k * ak;
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      vec x = splat(column[r * ar]);
-      sums[r][0] += x * b0;
-      sums[r][1] += x * b1;
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    store(c + r * cr, sums[r][0]);
-    store(c + r * cr + V, sums[r][1]);
-  }
-}
-
-using Product = void (*)(const float*, long, long, const float*, int, float*, long, bool);
-
-template <int... R>
-Product product_of(int rows, std::integer_sequence<int, R...>) {
-  static constexpr Product table[] = {product<R + 1>...};
-  return table[rows - 1];
-}
-
-// c (rows x 32) += or = a b for any number of rows and any depth, in equal strips.
-void panel_product(const float* a, long ar, long ak, const float* b, int rows, int depth, float* c, long cr, bool add) {
-  int strips = (rows + ROWS - 1) / ROWS;
-  for (int k = 0; k < depth; k += DEPTH) {
-    int some = std::min(DEPTH, depth - k);
-    for (int s = 0; s < strips; ++s) {
-      int from = rows * s / strips, count = rows * (s + 1) / strips - from;
-      product_of(count, std::make_integer_sequence<int, ROWS>())(
-          a + from * ar + k * ak, ar, ak, b + (long)k * PANEL, some, c + from * cr, cr, add || k > 0);
-    }
-  }
-}
-
-// --- memory of a thread ------------------------------------------------------------------------------
-
-struct Free {
-  void operator()(float* p) const { free(p); }
-};
-using Floats = std::unique_ptr<float[], Free>;
-
-Floats floats(size_t count) {
-  size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-  float* p = static_cast<float*>(aligned_alloc(64, std::max<size_t>(bytes, 64)));
-  memset(p, 0, bytes);
-  return Floats(p);
-}
-
-// The number of threads inside, whatever it is outside: Paddle sets it to 1.
-struct Threads {
-  int outside = omp_get_max_threads();
-  explicit Threads(int inside) { omp_set_num_threads(inside); }
-  ~Threads() { omp_set_num_threads(outside); }
-};
 
 // Sums of every thread, added in the order of the threads, so that they do not depend on who was faster.
 struct Sums {
@@ -195,36 +27,6 @@ inline void add(double* sums, vec v) {
   for (int i = 0; i < V; ++i) sums[i] += v[i];
 }
 
-// --- the network ---------------------------------------------------------------------------------------
-
-struct Shape {  // of n pictures (channels, height, width) in patches of patch x patch pixels
-  int64_t n, channels, height, width, patch, c, depth, kernel, relu, threads;
-};
-
-struct Stem {
-  const float *w, *b, *gamma, *beta;
-  float *mean, *var;
-  int64_t batch;
-};
-
-struct Block {  // as Paddle keeps them: (c, 1, k, k), (c), ..., (c, c, 1, 1)
-  const float *w1, *b1, *gamma1, *beta1;
-  float *mean1, *var1;
-  const float *w2, *b2, *gamma2, *beta2;
-  float *mean2, *var2;
-  int64_t batch1, batch2;  // whether the statistics are the batch's, and the running ones follow
-};
-
-struct StemGradients {
-  float *w, *b, *gamma, *beta;
-};
-
-struct Gradients {
-  float *w1, *b1, *gamma1, *beta1, *w2, *b2, *gamma2, *beta2;
-};
-
-constexpr float EPSILON = 1e-5f, MOMENTUM = 0.9f;
-
 // A norm: (g - mean) scale + shift. The inverse deviation is for the way back.
 struct Affine {
   float *scale, *shift, *mean, *inverse;
@@ -236,20 +38,13 @@ struct Normed {  // of a vector of channels
   vec operator()(vec g) const { return (g - mean) * scale + shift; }
 };
 
-struct Sizes {
-  int n, h, w, c, cp, k, pad, hp, wp, tile;
-  int channels, patch, in, inp;  // numbers of a patch, and padded
-  long height, width;            // of a picture, in pixels
-  long pixels, plane;            // of all feature maps; floats of a padded plane of one vector
-  explicit Sizes(const Shape& s)
-      : n(s.n), h(s.height / s.patch), w(s.width / s.patch), c(s.c), cp((c + PANEL - 1) / PANEL * PANEL),
-        k(s.kernel), pad(k / 2), hp(h + k - 1), wp((w + TAPS - 1) / TAPS * TAPS + k - 1), channels(s.channels),
-        patch(s.patch), in(channels * patch * patch), inp((in + PANEL - 1) / PANEL * PANEL), height(s.height),
-        width(s.width), pixels((long)n * h * w), plane((long)hp * wp * V) {
-    tile = std::max<long>(ROWS, std::min<long>(112, 40000 / std::max(cp, inp)));
-  }
+struct Plan : Sizes {
+  int tile;    // pixels that a thread takes through a matrix product
+  long wide;   // of a row there; more than the channels, lest rows of 4 kB all fall on the same lines of the cache
+  explicit Plan(const Shape& shape)
+      : Sizes(shape), tile(std::clamp(40000 / std::max(cp, inp), ROWS, 112)), wide(std::max(cp, inp) + V) {}
   long map() const { return pixels * cp; }
-  long saved() const { return 3 * map() + 8 * cp; }      // of a block
+  long saved() const { return 3 * map() + 8 * cp; }  // of a block
   long saved_stem() const { return map() + 4 * cp; }
 };
 
@@ -259,15 +54,15 @@ struct Source {
   Affine norm;
 };
 
-Affine affine(const Sizes& s, float* p) { return {p, p + s.cp, p + 2 * s.cp, p + 3 * s.cp}; }
+Affine affine(const Plan& s, float* p) { return {p, p + s.cp, p + 2 * s.cp, p + 3 * s.cp}; }
 
 // Where everything is; without a way back, all blocks use the memory of one in turn.
 struct Saved {
-  const Sizes& s;
+  const Plan& s;
   Source stem;
   float* blocks;
   long stride;
-  Saved(float* memory, const Sizes& s, bool keep)
+  Saved(float* memory, const Plan& s, bool keep)
       : s(s), stem{memory, affine(s, memory + s.map())}, blocks(memory + s.saved_stem()), stride(keep ? s.saved() : 0) {}
   float* x(int block) const { return blocks + block * stride; }
   Source mixer(int block) const { return {x(block) + s.map(), affine(s, x(block) + 3 * s.map())}; }
@@ -297,7 +92,7 @@ struct Spread {
 };
 
 // `sums` are those of the batch; without them the running statistics serve.
-void finish_norm(const Sizes& s, const Sums* sums, const float* gamma, const float* beta,
+void finish_norm(const Plan& s, const Sums* sums, const float* gamma, const float* beta,
                  float* mean, float* var, Affine out) {
   for (int c = 0; c < s.cp; ++c) {
     if (c >= s.c) {
@@ -319,23 +114,15 @@ void finish_norm(const Sizes& s, const Sums* sums, const float* gamma, const flo
   }
 }
 
-// (k*k taps, cp), turned round for the way back.
-Floats tap_major(const Sizes& s, const float* w, bool turned) {
-  int taps = s.k * s.k;
-  Floats out = floats((size_t)taps * s.cp);
-  for (int c = 0; c < s.c; ++c)
-    for (int t = 0; t < taps; ++t) out[(size_t)t * s.cp + c] = w[c * taps + (turned ? taps - 1 - t : t)];
+Floats taps_of(const Plan& s, const float* w, bool turned) {
+  Floats out = floats((size_t)s.k * s.k * s.cp);
+  put_taps(w, s.c, s.cp, s.k * s.k, turned, out.get());
   return out;
 }
 
-// Panels of 32 columns of a product's second matrix, element (k, column) at w[k * wk + column * wc].
 Floats panels(const float* w, int depth, int columns, int padded_depth, long wk, long wc) {
-  int count = (columns + PANEL - 1) / PANEL;
-  Floats out = floats((size_t)count * PANEL * padded_depth);
-#pragma omp parallel for schedule(static)
-  for (int p = 0; p < count; ++p)
-    for (int c = p * PANEL; c < std::min(columns, (p + 1) * PANEL); ++c)
-      for (int k = 0; k < depth; ++k) out[((size_t)p * padded_depth + k) * PANEL + c % PANEL] = w[k * wk + c * wc];
+  Floats out = floats((size_t)(columns + PANEL - 1) / PANEL * PANEL * padded_depth);
+  put_panels(w, depth, columns, padded_depth, wk, wc, out.get());
   return out;
 }
 
@@ -345,27 +132,10 @@ Floats padded(const float* values, int count, int room) {
   return out;
 }
 
-// One row of a depthwise convolution of one vector of channels; `in` is at the row's first tap.
-template <class Put>
-inline void depthwise_row(const Sizes& s, const float* in, const float* w, vec start, Put put) {
-  for (int x = 0; x < s.w; x += TAPS) {
-    vec sums[TAPS];
-    for (int t = 0; t < TAPS; ++t) sums[t] = start;
-    for (int ky = 0; ky < s.k; ++ky)
-      for (int kx = 0; kx < s.k; ++kx) {
-        const float* p = in + ((long)ky * s.wp + x + kx) * V;
-        vec tap = load(w + (long)(ky * s.k + kx) * s.cp);
-#pragma GCC unroll 8
-        for (int t = 0; t < TAPS; ++t) sums[t] += load(p + t * V) * tap;
-      }
-    for (int t = 0; t < TAPS && x + t < s.w; ++t) put(x + t, sums[t]);
-  }
-}
-
 // Depthwise half of a block: x is made of what came before, then z and the sums for its norm.
 template <class Act>
-void depthwise_forward(const Sizes& s, const Block& block, Source before, float* x, float* z1, Sums* sums) {
-  Floats w = tap_major(s, block.w1, false), bias = padded(block.b1, s.c, s.cp);
+void depthwise_forward(const Plan& s, const Block& block, Source before, float* x, float* z1, Sums* sums) {
+  Floats taps = taps_of(s, block.w1, false), bias = padded(block.b1, s.c, s.cp);
   int vectors = s.cp / V;
 #pragma omp parallel
   {
@@ -387,7 +157,7 @@ void depthwise_forward(const Sizes& s, const Block& block, Source before, float*
       Spread spread;
       for (int i = 0; i < s.h; ++i) {
         float* out = z1 + first + (long)i * s.w * s.cp;
-        depthwise_row(s, &in[(long)i * s.wp * V], &w[c], start, [&](int j, vec z) {
+        depthwise_row(&in[(long)i * s.wp * V], s.wp, &taps[(long)s.k * s.k * c], s.k, s.w, start, [&](int j, vec z) {
           store(out + (long)j * s.cp, z);
           if (mine) spread += Act::value(z);
         });
@@ -397,72 +167,54 @@ void depthwise_forward(const Sizes& s, const Block& block, Source before, float*
   }
 }
 
-// The rows of a tile times a matrix in panels, plus the bias; and the sums for the norm.
-template <class Act>
-void tile_forward(const Sizes& s, const float* y, int depth, const float* w, const float* bias, int rows, float* z,
-                  Sums* sums) {
-  double* mine = sums ? sums->mine() : nullptr;
-  for (int p = 0; p < s.cp; p += PANEL) {
-    panel_product(y, depth, 1, w + (size_t)p * depth, rows, depth, z + p, s.cp, false);
-    for (int c = p; c < p + PANEL; c += V) {
-      vec start = load(bias + c);
-      Spread spread;
-      for (int r = 0; r < rows; ++r) {
-        vec v = load(z + (long)r * s.cp + c) + start;
-        store(z + (long)r * s.cp + c, v);
-        if (mine) spread += Act::value(v);
+// A product of all pixels with a matrix in panels, plus the bias; and the sums for the norm. `fill(pixel, row)` puts the
+// `depth` numbers of a pixel.
+template <class Act, class Fill>
+void product_forward(const Plan& s, int depth, const float* w, const float* bias, float* z, Sums* sums, Fill fill) {
+#pragma omp parallel
+  {
+    Floats y = floats(s.tile * s.wide);
+    double* mine = sums ? sums->mine() : nullptr;
+#pragma omp for schedule(static)
+    for (long from = 0; from < s.pixels; from += s.tile) {
+      int rows = std::min<long>(s.tile, s.pixels - from);
+      for (int r = 0; r < rows; ++r) fill(from + r, &y[r * s.wide]);
+      for (int p = 0; p < s.cp; p += PANEL) {
+        float* out = z + from * s.cp + p;
+        panel_product(row_major(y.get(), s.wide), w + (size_t)p * depth, rows, depth, out, s.cp, false);
+        for (int c = 0; c < PANEL; c += V) {
+          vec start = load(bias + p + c);
+          Spread spread;
+          for (int r = 0; r < rows; ++r) {
+            vec v = load(out + (long)r * s.cp + c) + start;
+            store(out + (long)r * s.cp + c, v);
+            if (mine) spread += Act::value(v);
+          }
+          if (mine) spread.add_to(mine + p + c, mine + s.cp + p + c);
+        }
       }
-      if (mine) spread.add_to(mine + c, mine + s.cp + c);
     }
   }
 }
 
 // Pointwise half: z2 = W (x + norm1(act(z1))) + b.
 template <class Act>
-void pointwise_forward(const Sizes& s, const Block& block, const float* x, Source mixer, float* z2, Sums* sums) {
+void pointwise_forward(const Plan& s, const Block& block, const float* x, Source mixer, float* z2, Sums* sums) {
   Floats w = panels(block.w2, s.c, s.c, s.cp, 1, s.c), bias = padded(block.b2, s.c, s.cp);
-#pragma omp parallel
-  {
-    Floats y = floats((size_t)s.tile * s.cp);
-#pragma omp for schedule(static)
-    for (long from = 0; from < s.pixels; from += s.tile) {
-      int rows = std::min<long>(s.tile, s.pixels - from);
-      for (int r = 0; r < rows; ++r)
-        for (int c = 0; c < s.cp; c += V) {
-          long at = (from + r) * s.cp + c;
-          store(&y[(size_t)r * s.cp + c], load(x + at) + Normed(mixer.norm, c)(Act::value(load(mixer.z + at))));
-        }
-      tile_forward<Act>(s, y.get(), s.cp, w.get(), bias.get(), rows, z2 + from * s.cp, sums);
+  product_forward<Act>(s, s.cp, w.get(), bias.get(), z2, sums, [&](long pixel, float* y) {
+    for (int c = 0; c < s.cp; c += V) {
+      long at = pixel * s.cp + c;
+      store(y + c, load(x + at) + Normed(mixer.norm, c)(Act::value(load(mixer.z + at))));
     }
-  }
-}
-
-// The numbers of the patch that becomes a pixel of the feature map; `put(i, number)`.
-template <class Put>
-inline void patch_of(const Sizes& s, const float* images, long pixel, Put put) {
-  long n = pixel / (s.h * s.w), i = pixel / s.w % s.h, j = pixel % s.w;
-  int at = 0;
-  for (int c = 0; c < s.channels; ++c)
-    for (int y = 0; y < s.patch; ++y) {
-      const float* row = images + ((n * s.channels + c) * s.height + i * s.patch + y) * s.width + j * s.patch;
-      for (int x = 0; x < s.patch; ++x) put(at++, row[x]);
-    }
+  });
 }
 
 template <class Act>
-void stem_forward(const Sizes& s, const Stem& stem, const float* images, float* z, Sums* sums) {
+void stem_forward(const Plan& s, const Stem& stem, const float* images, float* z, Sums* sums) {
   Floats w = panels(stem.w, s.in, s.c, s.inp, 1, s.in), bias = padded(stem.b, s.c, s.cp);
-#pragma omp parallel
-  {
-    Floats y = floats((size_t)s.tile * s.inp);
-#pragma omp for schedule(static)
-    for (long from = 0; from < s.pixels; from += s.tile) {
-      int rows = std::min<long>(s.tile, s.pixels - from);
-      for (int r = 0; r < rows; ++r)
-        patch_of(s, images, from + r, [&](int i, float v) { y[(size_t)r * s.inp + i] = v; });
-      tile_forward<Act>(s, y.get(), s.inp, w.get(), bias.get(), rows, z + from * s.cp, sums);
-    }
-  }
+  product_forward<Act>(s, s.inp, w.get(), bias.get(), z, sums, [&](long pixel, float* y) {
+    patch_of(s, images, pixel, [&](int i, float v) { y[i] = v; });
+  });
 }
 
 // A norm's way back: dg = a (dy - c) + b (g - mean) for every channel; c is the mean of dy, which often is most of it.
@@ -477,7 +229,7 @@ struct NormBack {
 };
 
 // From the sums of dy and of dy (g - mean); the gradients of gamma and beta come with it.
-NormBack norm_back(const Sizes& s, const Sums& sums, Affine norm, bool batch, float* gamma, float* beta) {
+NormBack norm_back(const Plan& s, const Sums& sums, Affine norm, bool batch, float* gamma, float* beta) {
   NormBack out = {floats(s.cp), floats(s.cp), floats(s.cp), norm.mean};
   for (int c = 0; c < s.c; ++c) {
     double dy = sums.total(c), normed = sums.total(s.cp + c) * norm.inverse[c];
@@ -494,7 +246,7 @@ NormBack norm_back(const Sizes& s, const Sums& sums, Affine norm, bool batch, fl
 
 // The sums that norm_back wants, over all pixels.
 template <class Act>
-void norm_sums(const Sizes& s, const float* dy, Source source, Sums& sums) {
+void norm_sums(const Plan& s, const float* dy, Source source, Sums& sums) {
 #pragma omp parallel
   {
     double* mine = sums.mine();
@@ -517,7 +269,7 @@ void norm_sums(const Sizes& s, const float* dy, Source source, Sums& sums) {
 }
 
 // Adds what the threads found, (input panel, output, 32) each, to (output, input).
-void gather(const Sizes& s, const float* dw, int threads, int inputs, float* out) {
+void gather(const Plan& s, const float* dw, int threads, int inputs, float* out) {
   size_t each = (size_t)(inputs + PANEL - 1) / PANEL * PANEL * s.cp;
 #pragma omp parallel for schedule(static)
   for (int o = 0; o < s.c; ++o)
@@ -530,7 +282,7 @@ void gather(const Sizes& s, const float* dw, int threads, int inputs, float* out
 
 // From dx of the block after to dy of the residual sum, in place; gradients of W and b; the sums for norm1's way back.
 template <class Act>
-void pointwise_backward(const Sizes& s, const Block& block, const float* x, Source mixer, const float* z2,
+void pointwise_backward(const Plan& s, const Block& block, const float* x, Source mixer, const float* z2,
                         const NormBack& norm, float* d, const Gradients& gradients, Sums& sums) {
   Floats w = panels(block.w2, s.c, s.c, s.cp, s.c, 1);
   Sums bias(s.cp);
@@ -540,7 +292,7 @@ void pointwise_backward(const Sizes& s, const Block& block, const float* x, Sour
 #pragma omp parallel
   {
     size_t tile = (size_t)s.tile * s.cp;
-    Floats dz = floats(tile), y = floats(tile), g1 = floats(tile), bias_sums = floats(s.cp);
+    Floats dz = floats(s.tile * s.wide), y = floats(tile), g1 = floats(tile), bias_sums = floats(s.cp);
     double *mine = sums.mine(), *mine_bias = bias.mine();
     float* mine_dw = &dw[square * omp_get_thread_num()];
 #pragma omp for schedule(static)
@@ -554,7 +306,7 @@ void pointwise_backward(const Sizes& s, const Block& block, const float* x, Sour
           long here = (long)r * s.cp + c, at = from * s.cp + here;
           vec g2, slope = Act::slope(load(z2 + at), g2);
           vec v = slope * norm.at(c)(load(d + at), g2);
-          store(&dz[here], v);
+          store(&dz[r * s.wide + c], v);
           store(&bias_sums[c], load(&bias_sums[c]) + v);
           vec g = Act::value(load(mixer.z + at));
           store(&g1[here], g - norm1.mean);
@@ -562,8 +314,8 @@ void pointwise_backward(const Sizes& s, const Block& block, const float* x, Sour
         }
       for (int c = 0; c < s.cp; c += V) add(mine_bias + c, load(&bias_sums[c]));
       for (int p = 0; p < s.cp; p += PANEL) {
-        panel_product(dz.get(), 1, s.cp, &y[(size_t)p * s.tile], s.cp, rows, &mine_dw[(size_t)p * s.cp], PANEL, true);
-        panel_product(dz.get(), s.cp, 1, &w[(size_t)p * s.cp], rows, s.cp, dy + p, s.cp, false);
+        panel_product(transposed(dz.get(), s.wide), &y[(size_t)p * s.tile], s.cp, rows, &mine_dw[(size_t)p * s.cp], PANEL, true);
+        panel_product(row_major(dz.get(), s.wide), &w[(size_t)p * s.cp], rows, s.cp, dy + p, s.cp, false);
         for (int c = p; c < p + PANEL; c += V) {
           vec sum{}, products{};
           for (int r = 0; r < rows; ++r) {
@@ -584,10 +336,10 @@ void pointwise_backward(const Sizes& s, const Block& block, const float* x, Sour
 // From dy of the residual sum to dx of the block, in place; gradients of the depthwise weights and bias; the sums
 // for the norm2 of the block before.
 template <class Act>
-void depthwise_backward(const Sizes& s, const Block& block, Source before, const float* x, const float* z1,
+void depthwise_backward(const Plan& s, const Block& block, Source before, const float* x, const float* z1,
                         const NormBack& norm, float* d, const Gradients& gradients, Sums& sums) {
-  Floats w = tap_major(s, block.w1, true);
-  int taps = s.k * s.k, vectors = s.cp / V;
+  Floats w = taps_of(s, block.w1, true);
+  int taps = s.k * s.k, after = s.k - 1 - s.pad, vectors = s.cp / V;
   Sums dw((taps + 1) * s.cp);
 #pragma omp parallel
   {
@@ -601,12 +353,12 @@ void depthwise_backward(const Sizes& s, const Block& block, Source before, const
       vec bias{};
       for (int i = 0; i < s.h; ++i)
         for (int j = 0; j < s.w; ++j) {
-          long at = first + ((long)i * s.w + j) * s.cp, to = ((long)(i + s.pad) * s.wp + j + s.pad) * V;
+          long at = first + ((long)i * s.w + j) * s.cp;
           vec g, slope = Act::slope(load(z1 + at), g);
           vec v = slope * back(load(d + at), g);
           bias += v;
-          store(&padded_dz[to], v);
-          store(&padded_x[to], load(x + at));
+          store(&padded_dz[((long)(i + after) * s.wp + j + after) * V], v);
+          store(&padded_x[((long)(i + s.pad) * s.wp + j + s.pad) * V], load(x + at));
         }
       add(mine + (long)taps * s.cp + c, bias);
       for (int t = 0; t < taps; t += SLOPES) {
@@ -618,7 +370,7 @@ void depthwise_backward(const Sizes& s, const Block& block, Source before, const
         }
         for (int row = 0; row < s.h; ++row)
           for (int j = 0; j < s.w; ++j) {
-            vec v = load(&padded_dz[((long)(row + s.pad) * s.wp + j + s.pad) * V]);
+            vec v = load(&padded_dz[((long)(row + after) * s.wp + j + after) * V]);
             const float* p = &padded_x[((long)row * s.wp + j) * V];
 #pragma GCC unroll 16
             for (int i = 0; i < SLOPES; ++i) part[i] += v * load(p + offset[i]);
@@ -627,7 +379,7 @@ void depthwise_backward(const Sizes& s, const Block& block, Source before, const
       }
       vec mean = load(before.norm.mean + c), sum{}, products{};
       for (int i = 0; i < s.h; ++i)
-        depthwise_row(s, &padded_dz[(long)i * s.wp * V], &w[c], vec{}, [&](int j, vec v) {
+        depthwise_row(&padded_dz[(long)i * s.wp * V], s.wp, &w[(long)taps * c], s.k, s.w, vec{}, [&](int j, vec v) {
           long at = first + ((long)i * s.w + j) * s.cp;
           v += load(d + at);
           store(d + at, v);
@@ -645,7 +397,7 @@ void depthwise_backward(const Sizes& s, const Block& block, Source before, const
 }
 
 template <class Act>
-void stem_backward(const Sizes& s, const float* images, const float* z, const NormBack& norm, const float* d,
+void stem_backward(const Plan& s, const float* images, const float* z, const NormBack& norm, const float* d,
                    const StemGradients& gradients) {
   Sums bias(s.cp);
   int threads = omp_get_max_threads();
@@ -653,7 +405,7 @@ void stem_backward(const Sizes& s, const float* images, const float* z, const No
   Floats dw = floats(each * threads);
 #pragma omp parallel
   {
-    Floats dz = floats((size_t)s.tile * s.cp), y = floats((size_t)s.tile * s.inp);
+    Floats dz = floats(s.tile * s.wide), y = floats((size_t)s.tile * s.inp);
     double* mine = bias.mine();
     float* mine_dw = &dw[each * omp_get_thread_num()];
 #pragma omp for schedule(static)
@@ -666,7 +418,7 @@ void stem_backward(const Sizes& s, const float* images, const float* z, const No
           long at = (from + r) * s.cp + c;
           vec g, slope = Act::slope(load(z + at), g);
           vec v = slope * back(load(d + at), g);
-          store(&dz[(size_t)r * s.cp + c], v);
+          store(&dz[r * s.wide + c], v);
           sum += v;
         }
         add(mine + c, sum);
@@ -676,7 +428,7 @@ void stem_backward(const Sizes& s, const float* images, const float* z, const No
           y[((size_t)(i / PANEL) * s.tile + r) * PANEL + i % PANEL] = v;
         });
       for (int p = 0; p < s.inp; p += PANEL)
-        panel_product(dz.get(), 1, s.cp, &y[(size_t)p * s.tile], s.cp, rows, &mine_dw[(size_t)p * s.cp], PANEL, true);
+        panel_product(transposed(dz.get(), s.wide), &y[(size_t)p * s.tile], s.cp, rows, &mine_dw[(size_t)p * s.cp], PANEL, true);
     }
   }
   gather(s, dw.get(), threads, s.in, gradients.w);
@@ -685,7 +437,7 @@ void stem_backward(const Sizes& s, const float* images, const float* z, const No
 
 // The result: the mean of every channel (n, c), or the feature maps (n, c, h, w).
 template <class Act>
-void put_out(const Sizes& s, Source last, bool pooled, float* out) {
+void put_out(const Plan& s, Source last, bool pooled, float* out) {
   long area = (long)s.h * s.w;
 #pragma omp parallel for schedule(static) collapse(2)
   for (int n = 0; n < s.n; ++n)
@@ -708,7 +460,7 @@ void put_out(const Sizes& s, Source last, bool pooled, float* out) {
 }
 
 // The gradient of the result as a map (n, pixels, cp).
-void take_in(const Sizes& s, const float* dout, bool pooled, float* d) {
+void take_in(const Plan& s, const float* dout, bool pooled, float* d) {
   long area = (long)s.h * s.w;
 #pragma omp parallel for schedule(static) collapse(2)
   for (int n = 0; n < s.n; ++n)
@@ -726,7 +478,7 @@ void take_in(const Sizes& s, const float* dout, bool pooled, float* d) {
 template <class Act>
 void forward(const Shape& shape, const Stem& stem, const Block* blocks, const float* images, bool pooled, float* out,
              float* memory, bool keep) {
-  Sizes s(shape);
+  Plan s(shape);
   Saved saved(memory, s, keep);
   auto wanted = [&](bool batch) { return batch ? std::make_unique<Sums>(2 * s.cp) : nullptr; };
   auto sums = wanted(stem.batch);
@@ -748,7 +500,7 @@ template <class Act>
 void backward(const Shape& shape, const Stem& stem, const Block* blocks, const float* images, bool pooled,
               const float* dout, float* memory, const StemGradients& stem_gradients, const Gradients* gradients,
               float* d) {
-  Sizes s(shape);
+  Plan s(shape);
   Saved saved(memory, s, true);
   take_in(s, dout, pooled, d);
   Sums sums2(2 * s.cp);
@@ -772,13 +524,12 @@ void backward(const Shape& shape, const Stem& stem, const Block* blocks, const f
 
 extern "C" {
 
-// Floats that mixer_forward works in and, with `keep`, leaves for mixer_backward; and floats of one feature map.
 int64_t mixer_memory(const Shape* shape, int64_t keep) {
-  Sizes s(*shape);
+  Plan s(*shape);
   return s.saved_stem() + s.saved() * (keep ? shape->depth : std::min<int64_t>(shape->depth, 1));
 }
 
-int64_t mixer_map(const Shape* shape) { return Sizes(*shape).map(); }
+int64_t mixer_map(const Shape* shape) { return Plan(*shape).map(); }
 
 void mixer_forward(const Shape* shape, const Stem* stem, const Block* blocks, const float* images, int64_t pooled,
                    float* out, float* memory, int64_t keep) {

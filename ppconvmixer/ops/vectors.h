@@ -1,0 +1,109 @@
+// Vectors of 16 floats, the activations on them, and memory that starts at whole vectors.
+//
+// One statement of vector code serves every width: the compiler cuts `vec` to what the processor has.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int V = 16;  // floats of a vector: 64 bytes, a cache line
+typedef float vec __attribute__((vector_size(V * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(V * 4), aligned(4), may_alias));
+
+inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+inline vec splat(float f) { return f - vec{}; }
+inline vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+// 1 / x for x in [1, 4]: an estimate and one step of Newton's are thrice as fast as a division.
+inline vec reciprocal(vec x) {
+#ifdef __AVX512F__
+  vec r = (vec)_mm512_rcp14_ps((__m512)x);
+  return r + r * (1.f - x * r);
+#else
+  return 1.f / x;
+#endif
+}
+
+// exp(x) for x in [-87, 0], to 1 ulp or so: 2^n times a Taylor polynomial on [-ln2/2, ln2/2].
+inline vec exp_negative(vec x) {
+  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  vec n = x * 1.44269504f + magic;
+  ivec exponent = ((ivec)n - (ivec)magic + 127) << 23;
+  n -= magic;
+  vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  vec p = splat(1.f / 5040);
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  return p * (vec)exponent;
+}
+
+struct Gauss {
+  vec below;    // Phi(z), the share of the normal distribution below z
+  vec density;  // phi(z)
+};
+
+// Phi(-a) = phi(a) R(a); R is a polynomial in t = 1 / (1 + 0.21 a), fitted on [0, 13] to 1e-08 of its value.
+inline Gauss gauss(vec z) {
+  vec a = pick(z < 0, -z, z);
+  a = pick(a > 13, splat(13.f), a);
+  vec density = exp_negative(a * a * -0.5f) * 0.39894228f;
+  vec t = reciprocal(a * 0.21f + 1.f);
+  vec r = splat(-0.181534532f);
+  r = r * t + 0.720332238f;
+  r = r * t + -0.847858575f;
+  r = r * t + 0.899439284f;
+  r = r * t + -0.252404905f;
+  r = r * t + 0.320607649f;
+  r = r * t + 0.171370417f;
+  r = r * t + 0.213548857f;
+  r = r * t + 0.209813689f;
+  vec tail = density * r * t;
+  return {pick(z < 0, tail, 1.f - tail), density};
+}
+
+struct Gelu {
+  static vec value(vec z) { return z * gauss(z).below; }
+  static vec slope(vec z, vec& value) {
+    Gauss g = gauss(z);
+    value = z * g.below;
+    return g.below + z * g.density;
+  }
+};
+
+struct Relu {
+  static vec value(vec z) { return pick(z > 0, z, vec{}); }
+  static vec slope(vec z, vec& value) {
+    value = Relu::value(z);
+    return pick(z > 0, splat(1.f), vec{});
+  }
+};
+
+struct Free {
+  void operator()(float* p) const { free(p); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+
+Floats floats(size_t count) {
+  size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+  float* p = static_cast<float*>(aligned_alloc(64, std::max<size_t>(bytes, 64)));
+  memset(p, 0, bytes);
+  return Floats(p);
+}
+
+}  // namespace
