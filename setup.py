@@ -21,7 +21,7 @@ setup(
     package_dir={"ppconvmixer.configs": "configs", "ppconvmixer.weights": "weights"},
     package_data={
         "ppconvmixer": ["manifest.json"],
-        "ppconvmixer.ops": ["*.cpp"],
+        "ppconvmixer.ops": ["*.cpp", "*.h"],
         "ppconvmixer.configs": ["*.yaml"],
         "ppconvmixer.weights": ["*.pdparams", "*.json", "*.md"],
     },

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ppconvmixer import checkpoint, engines, layouts
 from ppconvmixer.cli import main
+from ppconvmixer.trained import Trained
 
 
 def run(*arguments):
@@ -57,7 +58,7 @@ def test_eval_writes_what_the_contract_says(tmp_path, tiny_weights, class_folder
     more = ("--model", "convmixer_tiny", "--predictions", tmp_path / "out.csv", "--logits", tmp_path / "out.npy")
     assert evaluate(tmp_path, tiny_weights, class_folders, *more, "--batch-size", 5, "--workers", 1) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["model"] == "convmixer_tiny" and result["engine"] == engines.fastest()
+    assert result["model"] == "convmixer_tiny" and result["engine"] == engines.fastest(Trained(tiny_weights).create())
     assert result["weights"]["path"] == str(tiny_weights) and len(result["weights"]["sha256"]) == 64
     assert result["samples"] == 12 and result["skipped"] == 0 and result["k"] == 3
     logits = np.load(tmp_path / "out.npy")

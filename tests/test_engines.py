@@ -11,9 +11,11 @@ import ppconvmixer
 from ppconvmixer import UserError, cli, datasets, engines, sources, zoo
 from ppconvmixer.engines import ENGINES, create_engine
 from ppconvmixer.loader import Samples, batches
+from ppconvmixer.ops import mixer
 from ppconvmixer.transforms import eval_transform
 
 OTHERS = [name for name in ENGINES if name != "dygraph"]
+GRAPHS = [name for name in OTHERS if name != "operator"]
 
 
 def make(name):
@@ -59,7 +61,7 @@ def test_every_engine_gives_the_logits_of_the_dynamic_graph(name, shape):
         assert_close(engine(images), create_engine("dygraph", model)(images))
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_is_made_once_and_again_for_other_weights(name, home, monkeypatch):
     model = network()
     saved = []
@@ -113,9 +115,15 @@ def test_an_unknown_engine_is_named():
         create_engine("onnx", network())
 
 
-def test_auto_is_the_fastest():
-    wanted = "inference" if paddle.get_device() == "cpu" else "dygraph"
-    assert engines.fastest() == create_engine("auto", network()).name == wanted
+@pytest.mark.skipif(paddle.get_device() != "cpu", reason="a GPU has the dynamic graph")
+def test_auto_is_the_fastest_there_is(monkeypatch):
+    model = network()
+    with_operator = "inference" if mixer.library() is None else "operator"
+    assert engines.fastest(model) == create_engine("auto", model).name == with_operator
+    monkeypatch.setattr(mixer, "library", lambda: None)
+    assert engines.fastest(model) == create_engine("auto", model).name == "inference"
+    with pytest.raises(UserError, match=r"operator needs a C\+\+ compiler.*--engine auto"):
+        create_engine("operator", model)
 
 
 @pytest.mark.parametrize("name", ["dygraph", *OTHERS])

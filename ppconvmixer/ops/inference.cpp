@@ -4,8 +4,6 @@
 // product takes its rows from where the depthwise half left them, so nothing is copied in between. Pictures go through
 // the whole network in small groups, whose maps stay in the cache.
 
-#include <vector>
-
 #include "network.h"
 
 namespace {
@@ -93,11 +91,14 @@ void depthwise_plane(const Network& s, const float* x, Half half, int c, float* 
   }
 }
 
-// What a thread of its own works in.
+// What a thread works in by itself.
 struct Worker {
-  Floats padded, sums, patches;
-  explicit Worker(const Network& s)
-      : padded(floats(s.plane)), sums(floats(TILE * PANEL)), patches(floats((long)TILE * s.inp)) {}
+  float *padded, *sums, *patches;
+  static long floats(const Network& s) { return s.plane + TILE * (PANEL + s.inp); }
+  Worker(const Network& s, float* at) : padded(at), sums(padded + s.plane), patches(sums + TILE * PANEL) {
+    std::fill_n(padded, s.plane, 0.f);
+    std::fill_n(patches, (long)TILE * s.inp, 0.f);
+  }
 };
 
 // A tile of every task: `make(picture, first pixel, rows, first column, last column)`.
@@ -117,15 +118,15 @@ void for_tiles(const Network& s, int pictures, Make make) {
 // A group of pictures, by all threads together: from images to the maps x; y is of the same size.
 template <class Act>
 void run_group(const Network& s, float* weights, const float* images, int first, int pictures, float* x, float* y,
-               Worker& worker) {
+               Worker worker) {
   long block = s.plane_pixels() * V;
   for_tiles(s, pictures, [&](int picture, int from, int rows, int column, int last) {
     for (int r = 0; r < rows; ++r)
       patch_of(s, images, (long)(first + picture) * s.area + from + r, [&](int i, float v) {
         worker.patches[((long)(i / V) * TILE + r) * V + i % V] = v;
       });
-    tile_product<Act>(s, {worker.patches.get(), V, 1, TILE * V}, s.inp, rows, s.stem(weights), column, last,
-                      x + picture * s.map() + from * V, worker.sums.get());
+    tile_product<Act>(s, {worker.patches, V, 1, TILE * V}, s.inp, rows, s.stem(weights), column, last,
+                      x + picture * s.map() + from * V, worker.sums);
   });
   for (int i = 0; i < s.depth; ++i) {
     Half depthwise = s.depthwise(weights, i), pointwise = s.pointwise(weights, i);
@@ -133,11 +134,11 @@ void run_group(const Network& s, float* weights, const float* images, int first,
 #pragma omp for schedule(static)
     for (int task = 0; task < pictures * vectors; ++task) {
       long at = task / vectors * s.map() + task % vectors * block;
-      depthwise_plane<Act>(s, x + at, depthwise, task % vectors * V, worker.padded.get(), y + at);
+      depthwise_plane<Act>(s, x + at, depthwise, task % vectors * V, worker.padded, y + at);
     }
     for_tiles(s, pictures, [&](int picture, int from, int rows, int column, int last) {
       long at = picture * s.map() + from * V;
-      tile_product<Act>(s, {y + at, V, 1, block}, s.cp, rows, pointwise, column, last, x + at, worker.sums.get());
+      tile_product<Act>(s, {y + at, V, 1, block}, s.cp, rows, pointwise, column, last, x + at, worker.sums);
     });
   }
 }
@@ -165,8 +166,8 @@ template <class Act>
 void run(const Network& s, float* weights, const float* images, bool pooled, float* out, float* memory) {
 #pragma omp parallel
   {
-    Worker worker(s);
     float *x = memory, *y = memory + s.group() * s.map();
+    Worker worker(s, memory + 2 * s.group() * s.map() + Worker::floats(s) * omp_get_thread_num());
     for (int first = 0; first < s.n; first += s.group()) {
       int pictures = std::min(s.group(), s.n - first);
       run_group<Act>(s, weights, images, first, pictures, x, y, worker);
@@ -202,7 +203,7 @@ void network_prepare(const Shape* shape, const Stem* stem, const Block* blocks, 
 
 int64_t network_memory(const Shape* shape) {
   Network s(*shape);
-  return 2 * s.group() * s.map();
+  return 2 * s.group() * s.map() + Worker::floats(s) * s.threads;
 }
 
 void network_run(const Shape* shape, const float* prepared, const float* images, int64_t pooled, float* out,

@@ -36,17 +36,16 @@ void product(Rows a, const float* b, int depth, float* c, long cr, bool add) {
     sums[r][0] = add ? load(c + r * cr) : vec{};
     sums[r][1] = add ? load(c + r * cr + V) : vec{};
   }
-  for (int start = 0; start < depth; start += V, a.at += a.block) {
-    const float* column = a.at;
-    for (int k = start; k < std::min(depth, start + V); ++k, b += PANEL, column += a.column) {
-      vec b0 = load(b), b1 = load(b + V);
+  const float* column = a.at;
+  for (int k = 0; k < depth; b += PANEL) {  // one loop: between two, the compiler would put the sums into memory
+    vec b0 = load(b), b1 = load(b + V);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        vec x = splat(column[r * a.row]);
-        sums[r][0] += x * b0;
-        sums[r][1] += x * b1;
-      }
+    for (int r = 0; r < R; ++r) {
+      vec x = splat(column[r * a.row]);
+      sums[r][0] += x * b0;
+      sums[r][1] += x * b1;
     }
+    column += ++k % V ? a.column : a.block - (V - 1) * a.column;
   }
   for (int r = 0; r < R; ++r) {
     store(c + r * cr, sums[r][0]);
