@@ -149,6 +149,7 @@ void depthwise_forward(const Plan& s, const Block& block, Source before, float* 
       for (int i = 0; i < s.h; ++i)
         for (int j = 0; j < s.w; ++j) {
           long at = first + ((long)i * s.w + j) * s.cp;
+          prefetch(before.z + at + V);
           vec v = norm(Act::value(load(before.z + at)));
           store(x + at, v);
           store(&in[((long)(i + s.pad) * s.wp + j + s.pad) * V], v);
@@ -354,6 +355,7 @@ void depthwise_backward(const Plan& s, const Block& block, Source before, const 
       for (int i = 0; i < s.h; ++i)
         for (int j = 0; j < s.w; ++j) {
           long at = first + ((long)i * s.w + j) * s.cp;
+          for (const float* map : {z1, (const float*)d, x, (const float*)before.z}) prefetch(map + at + V);
           vec g, slope = Act::slope(load(z1 + at), g);
           vec v = slope * back(load(d + at), g);
           bias += v;
