@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import logging
 import multiprocessing
 import os
 import platform
 import re
+import signal
 import statistics
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +27,7 @@ from .errors import UserError
 from .peers import OURS, PADDLE, STOCK, Workload
 from .progress import Progress
 from .threads import threads
-from .zoo import VARIANTS, Variant, canonical
+from .zoo import VARIANTS, canonical
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -200,18 +204,14 @@ class _Runner:
         return answer
 
 
-class _environment:
-    """Environment variables for the time of a block."""
-
-    def __init__(self, **values: str):
-        self.values = values
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in self.values}
-        os.environ.update(self.values)
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.before.items():
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
@@ -221,9 +221,12 @@ class _environment:
 def _serve(connection: Connection, workload: Workload, contender: str) -> None:
     """Make the contender and run samples of it until the other side closes."""
     os.environ.setdefault("GLOG_minloglevel", "2")
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells everybody; the parent decides
     try:
-        step = peers.make(workload, contender)
-        result = step()
+        with contextlib.redirect_stderr(io.StringIO()):  # frameworks comment on the number of threads
+            step = peers.make(workload, contender)
+            result = step()
     except Exception as error:  # whatever a peer raises, the benchmark must say whose it is
         known = isinstance(error, UserError)
         connection.send(error if known else UserError(f"{contender}: {type(error).__name__}: {error}"))
@@ -362,11 +365,18 @@ def _in_child(target: Any) -> Any:
 def versions() -> dict[str, str]:
     """Return the versions of ourselves and of everything compared that is installed."""
     found = {"ppconvmixer": __version__, "python": platform.python_version()}
-    for name in ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "opencv-python", "onnxruntime", "openvino", "torch"):
+    for name in (
+        "paddlepaddle",
+        "paddlepaddle-gpu",
+        "numpy",
+        "pillow",
+        "opencv-python",
+        "onnxruntime",
+        "openvino",
+        "torch",
+    ):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-

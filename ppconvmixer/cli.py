@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from . import __version__, card, checkpoint, distributed, download, layouts, zoo
+from . import __version__, benchmark, card, checkpoint, distributed, download, layouts, zoo
 from .engines import ENGINES, create_engine
-from .errors import UserError, printable
+from .errors import UserError, printable, unknown
 from .files import atomic_write, sha256, table_path, write_text
 from .trained import Trained
 
@@ -102,6 +102,23 @@ def _parser() -> argparse.ArgumentParser:
         "--layout", choices=tuple(layouts.LAYOUTS), default=layouts.OURS, help="names to write (default: timm)"
     )
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
+
+    command = _command(
+        commands, _benchmark, "benchmark", "time the networks here against stock Paddle and other engines"
+    )
+    command.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"what to time: {', '.join(benchmark.PARTS)} (default: all)"
+    )
+    command.add_argument("--model", metavar="NAME", help="this model instead of the usual ones")
+    command.add_argument("--batch-size", type=_positive, nargs="+", metavar="N", help="these batches instead")
+    command.add_argument(
+        "--contenders", nargs="+", metavar="NAME", help="only these, such as ppconvmixer 'ONNX Runtime' (default: all)"
+    )
+    command.add_argument("--rounds", type=_positive, default=5, metavar="N", help="samples of each (default: 5)")
+    command.add_argument("--seconds", type=_positive, default=1, metavar="S", help="of a sample, at least (default: 1)")
+    command.add_argument("--output", metavar="result.json", help="write everything as JSON")
+    command.add_argument("--markdown", metavar="page.md", help="write a page of tables")
+    command.add_argument("--picture", metavar="page.png", help="draw how cost grows (part scaling)")
     return parser
 
 
@@ -369,3 +386,33 @@ def _convert(options: argparse.Namespace) -> None:
         f"{target} ({options.layout}, {framework}): "
         f"{layouts.describe(translation.state)}, {len(state)} entries"
     )
+
+
+# --- benchmark ------------------------------------------------------------------------------------
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from . import performance
+
+    parts = options.parts or benchmark.PARTS
+    for part in parts:
+        if part not in benchmark.PARTS:
+            raise unknown("part", part, benchmark.PARTS)
+    if options.picture and "scaling" not in parts:
+        raise UserError("--picture draws the part scaling, which is not among those to time; leave one out")
+    outputs = {name: Path(path) for name in ("output", "markdown", "picture") if (path := getattr(options, name))}
+    _check_outputs([str(path) for path in outputs.values()], [])
+    report = benchmark.benchmark(
+        parts, options.model, options.batch_size, options.contenders, options.rounds, options.seconds
+    )
+    for comparison in report["comparisons"]:
+        _print(benchmark.line(comparison))
+    if "output" in outputs:
+        write_text(outputs["output"], json.dumps(report, indent=2) + "\n")
+    if "picture" in outputs:
+        performance.draw(report, outputs["picture"])
+    if "markdown" in outputs:
+        picture = outputs.get("picture")
+        shown = picture and os.path.relpath(picture, outputs["markdown"].parent)
+        command = " ".join(["ppconvmixer benchmark", *options.parts])
+        write_text(outputs["markdown"], performance.markdown(report, command, shown))

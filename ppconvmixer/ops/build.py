@@ -48,7 +48,7 @@ def library() -> Optional[ctypes.CDLL]:
 
 
 def ceilings(threads: int) -> Optional[tuple[float, float]]:
-    """Return the most multiply-accumulates and bytes a second that ``threads`` threads reach; None without a compiler."""
+    """Return the most multiply-accumulates and bytes a second of ``threads`` threads; None without a compiler."""
     loaded = library()
     if loaded is None:
         return None
