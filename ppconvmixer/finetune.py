@@ -245,8 +245,8 @@ def _sheet(samples: Samples, spec: InputSpec, columns: int = 8, rows: int = 4) -
     sheet = np.full((rows, columns, spec.size, spec.size, 3), 255, np.uint8)
     picked = np.linspace(0, len(samples) - 1, count).astype(int)
     for place, index in enumerate(picked):
-        image = np.empty((3, spec.size, spec.size), np.float32)
-        if samples.fill(image, (0, int(index))):
-            pixels = np.clip((image * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
+        image = np.empty((1, 3, spec.size, spec.size), np.float32)
+        if samples.fill(image, [index]).all():
+            pixels = np.clip((image[0] * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
             sheet[divmod(place, columns)] = pixels.transpose(1, 2, 0)
     return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * spec.size, columns * spec.size, 3)

@@ -17,22 +17,22 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
-from PIL import Image
 
 from . import distributed
 from .datasets import Pictures
+from .draws import Draws
 from .errors import UserError
-from .transforms import decode
+from .transforms import Picture, Transform, decode
 
 SECONDS_A_SAMPLE = 60.0  # no picture takes so long; a worker that does not get on hangs (a dead network disk, say)
 SLOTS = 2  # batches every worker makes ahead
+# Bytes of pixels kept: CIFAR-10's training part takes 147 MiB, and each process of several has its own. A picture is
+# kept where it fits into its share, so a large set of small pictures is, and ImageNet is not.
+KEPT_BYTES = 256 << 20
 _FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)  # a terminal and a scheduler send them to the workers as well
-
-Key = tuple[int, int]
-"""Epoch and place in the data set: what a sample depends on, beside the seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +52,20 @@ class Batch:
 class Samples:
     """The map from (epoch, index) to a sample that the worker processes compute.
 
+    Small pictures are decoded once: their pixels are kept in memory that forked workers share.
+
     Args:
-        transform: a function of the picture and, with ``seed``, a generator that depends on
-            (seed, epoch, index) alone, so that neither workers nor interruptions change a draw.
         size: side of the transformed picture, in pixels.
+        seed: of a transform that varies pictures: a sample depends on (seed, epoch, index) alone, so that
+            neither workers nor interruptions nor the rest of a batch change it.
     """
 
-    def __init__(
-        self,
-        pictures: Pictures,
-        transform: Callable[..., np.ndarray],
-        size: int,
-        backend: str = "pil",
-        seed: Any = None,
-    ):
+    def __init__(self, pictures: Pictures, transform: Transform, size: int, backend: str = "pil", seed: Any = None):
         self.pictures, self.transform, self.size, self.backend, self.seed = pictures, transform, size, backend, seed
+        self._room = KEPT_BYTES // len(pictures)
+        self._kept = _shared((len(pictures), self._room), np.uint8)
+        self._shapes = _shared((len(pictures), 2), np.int32)
+        """Height and width of what is kept; 0 where nothing is."""
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -77,27 +76,57 @@ class Samples:
         Raises:
             UserError: the picture cannot be read.
         """
+        return self.transform(self._picture(index), self._draws(epoch, [index]))
+
+    def fill(
+        self,
+        images: np.ndarray,
+        indices: Sequence[int],
+        epoch: int = 0,
+        begin: Callable[[int], None] = lambda index: None,
+    ) -> np.ndarray:
+        """Write the samples at ``indices`` to ``images``, or zeros; tell which of the pictures could be read.
+
+        Args:
+            images: float32 (N, 3, size, size).
+            begin: is told every index before the picture is read.
+
+        Returns:
+            bool (N,).
+        """
+        draws = self._draws(epoch, indices)
+        cut = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
+        readable = np.ones(len(indices), bool)
+        numbers = self.transform.crop_numbers(draws, len(indices))
+        for place, index in enumerate(np.asarray(indices).tolist()):
+            begin(index)
+            try:
+                cut[place] = self.transform.crop(self._picture(index), numbers[place])
+            except Exception:  # whatever it is, it must not end a worker; `reasons` finds it out
+                readable[place] = False
+        images[:] = self.transform.finish(cut, draws)
+        images[~readable] = 0
+        return readable
+
+    def _draws(self, epoch: int, indices: Sequence[int]) -> Optional[Draws]:
+        return None if self.seed is None else Draws(self.seed, epoch, indices)
+
+    def _picture(self, index: int) -> Picture:
+        height, width = self._shapes[index].tolist()
+        if height:
+            return self._kept[index, : height * width * 3].reshape(height, width, 3)
         try:
             content = self.pictures.fetch(index)
         except OSError as error:
             raise UserError(error.strerror or str(error)) from error
-        if isinstance(content, bytes):
-            picture = decode(content, self.backend)
-        else:
-            picture = Image.fromarray(content) if self.backend == "pil" else content
-        if self.seed is None:
-            return self.transform(picture)
-        return self.transform(picture, np.random.default_rng((self.seed, epoch, index)))
-
-    def fill(self, image: np.ndarray, key: Key) -> bool:
-        """Write the sample at ``key`` to ``image``, or zeros; tell whether the picture could be read."""
-        epoch, index = key
-        try:
-            image[:] = self.read(index, epoch)
-            return True
-        except Exception:  # whatever it is, it must not end a worker; `reasons` finds it out
-            image[:] = 0
-            return False
+        if not isinstance(content, bytes):
+            return content
+        picture = decode(content, self.backend)
+        pixels = np.asarray(picture)
+        if pixels.size <= self._room:
+            self._kept[index, : pixels.size] = pixels.reshape(-1)
+            self._shapes[index] = pixels.shape[:2]  # last: what says that the rest is there
+        return picture
 
 
 def batches(samples: Samples, order: Sequence[int], batch_size: int, workers: int, epoch: int = 0) -> Iterator[Batch]:
@@ -109,35 +138,37 @@ def batches(samples: Samples, order: Sequence[int], batch_size: int, workers: in
     Raises:
         UserError: a worker died, or took longer than ``SECONDS_A_SAMPLE`` over one picture.
     """
-    keys = [[(epoch, int(i)) for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
-    workers = min(workers, len(keys)) if hasattr(os, "fork") else 0
-    made = _with_workers(samples, keys, workers) if workers else _here(samples, keys)
+    order = np.asarray(order, np.int64)
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    workers = min(workers, len(parts)) if hasattr(os, "fork") else 0
+    made = _with_workers(samples, parts, workers, epoch) if workers else _here(samples, parts, epoch)
     with contextlib.closing(made):
-        for some, (images, readable) in zip(keys, made):
-            indices = np.array([index for _, index in some])
+        for indices, (images, readable) in zip(parts, made):
             yield Batch(images, samples.pictures.labels[indices], indices, readable)
 
 
-def _here(samples: Samples, keys: list[list[Key]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for some in keys:
-        images = np.empty((len(some), 3, samples.size, samples.size), np.float32)
-        yield images, np.array([samples.fill(image, key) for image, key in zip(images, some)])
+def _here(samples: Samples, parts: list[np.ndarray], epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for indices in parts:
+        images = np.empty((len(indices), 3, samples.size, samples.size), np.float32)
+        yield images, samples.fill(images, indices, epoch)
 
 
-def _with_workers(samples: Samples, keys: list[list[Key]], workers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _with_workers(
+    samples: Samples, parts: list[np.ndarray], workers: int, epoch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Deal the batches out in turn; every worker fills one slot while the other waits to be taken."""
     pool: list[_Worker] = []
     try:
         for _ in range(workers):
-            pool.append(_Worker(samples, len(keys[0]), [worker.connection for worker in pool]))
-        for number in range(min(workers * SLOTS, len(keys))):
-            pool[number % workers].start(number // workers % SLOTS, keys[number])
-        for number, some in enumerate(keys):
+            pool.append(_Worker(samples, epoch, len(parts[0]), [worker.connection for worker in pool]))
+        for number in range(min(workers * SLOTS, len(parts))):
+            pool[number % workers].start(number // workers % SLOTS, parts[number])
+        for number, indices in enumerate(parts):
             worker, slot = pool[number % workers], number // workers % SLOTS
             worker.wait()
-            made = worker.images[slot, : len(some)].copy(), worker.readable[slot, : len(some)].copy()
-            if number + workers * SLOTS < len(keys):
-                worker.start(slot, keys[number + workers * SLOTS])
+            made = worker.images[slot, : len(indices)].copy(), worker.readable[slot, : len(indices)].copy()
+            if number + workers * SLOTS < len(parts):
+                worker.start(slot, parts[number + workers * SLOTS])
             yield made
     finally:
         for worker in pool:
@@ -147,8 +178,8 @@ def _with_workers(samples: Samples, keys: list[list[Key]], workers: int) -> Iter
 class _Worker:
     """A process that makes batches in memory it shares with this one, so that no pixel goes through a pipe."""
 
-    def __init__(self, samples: Samples, batch_size: int, others: list[Connection]):
-        self.samples = samples
+    def __init__(self, samples: Samples, epoch: int, batch_size: int, others: list[Connection]):
+        self.samples, self.epoch = samples, epoch
         self.images = _shared((SLOTS, batch_size, 3, samples.size, samples.size), np.float32)
         self.readable = _shared((SLOTS, batch_size), np.bool_)
         self.at = _shared((2,), np.int64)
@@ -165,10 +196,10 @@ class _Worker:
         # Should nobody call `stop`, the end of the program does; waiting for a stuck worker would be for ever.
         self.stop = weakref.finalize(self, _stop, self.process, self.connection)
 
-    def start(self, slot: int, keys: list[Key]) -> None:
-        """Have the samples at ``keys`` made."""
+    def start(self, slot: int, indices: np.ndarray) -> None:
+        """Have the samples at ``indices`` made."""
         with contextlib.suppress(OSError):  # it died; `wait` says so
-            self.connection.send((slot, keys))
+            self.connection.send((slot, indices))
 
     def wait(self) -> None:
         """Wait for the batch that was started first.
@@ -203,11 +234,13 @@ class _Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_PARENT)
         with contextlib.suppress(EOFError, OSError):
             while True:
-                slot, keys = connection.recv()
-                for place, key in enumerate(keys):
-                    self.at[:] = key[1], self.at[1] + 1
-                    self.readable[slot, place] = self.samples.fill(self.images[slot, place], key)
+                slot, indices = connection.recv()
+                images = self.images[slot, : len(indices)]
+                self.readable[slot, : len(indices)] = self.samples.fill(images, indices, self.epoch, self._begin)
                 connection.send(slot)
+
+    def _begin(self, index: int) -> None:
+        self.at[:] = index, self.at[1] + 1
 
 
 def _shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -12,9 +12,9 @@ from typing import Any, Optional, Union
 
 import yaml
 
+from .augment import Augment
 from .errors import UserError, said, shown, unknown
 from .files import PathLike, read_text
-from .transforms import Augment
 from .zoo import InputSpec, canonical, input_spec
 
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import math
-from typing import Any, Callable, Union
+from collections.abc import Sequence
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
-from PIL import Image, ImageEnhance, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from .augment import TRIES, Augment, crop_box, erase, flip, jitter, parse_randaugment
+from .draws import Draws
 from .errors import UserError, said, unknown
 from .zoo import InputSpec
 
 Picture = Union[Image.Image, np.ndarray]
-"""RGB: a Pillow image (backend "pil") or uint8 (H, W, 3) (backend "cv2")."""
+"""RGB: a Pillow image or uint8 (H, W, 3)."""
 
 BACKENDS = ("pil", "cv2")
 # Pillow knows forty kinds, and one of them (EPS) is a program that it hands to Ghostscript.
@@ -114,89 +116,65 @@ def eval_crop(spec: InputSpec, backend: str = "pil") -> Callable[[Picture], np.n
     return crop
 
 
-def eval_transform(spec: InputSpec, backend: str = "pil") -> Callable[[Picture], np.ndarray]:
-    """Return the function from a picture to the network's input, float32 (3, size, size)."""
-    crop, normalise = eval_crop(spec, backend), _normalise(spec)
-    return lambda picture: normalise(crop(picture))
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """How training pictures are varied; the defaults leave them as evaluation sees them.
+class Transform:
+    """The way from a picture to the network's input: a crop for each picture, then the rest for a whole batch.
 
     Args:
-        crop_scale: smallest and largest share of the area a random crop keeps; null for the evaluation's crop.
-        crop_ratio: smallest and largest width by height of that crop.
-        hflip: chance to mirror left and right.
-        color_jitter: brightness, contrast and saturation each change by a factor in [1 - c, 1 + c].
+        augment: how pictures are varied; then ``draws`` must be given.
     """
 
-    crop_scale: Union[tuple[float, float], None] = None
-    crop_ratio: tuple[float, float] = (1.0, 1.0)
-    hflip: float = 0.0
-    color_jitter: float = 0.0
+    def __init__(self, spec: InputSpec, backend: str = "pil", augment: Optional[Augment] = None):
+        self.spec, self.augment = spec, augment or Augment()
+        self._crop = eval_crop(spec, backend)
+        self._randaugment = self.augment.randaugment and parse_randaugment(self.augment.randaugment)
+        self._mean, self._std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
 
-    def __post_init__(self) -> None:
-        for name in ("crop_scale", "crop_ratio"):
-            pair = getattr(self, name)
-            if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1]):
-                raise UserError(f"augment.{name} is {list(pair)}; want two numbers above 0, the smaller first")
-        if self.crop_scale is not None and self.crop_scale[1] > 1:
-            raise UserError(
-                f"augment.crop_scale reaches {self.crop_scale[1]}; a crop is at most the whole picture, 1.0"
-            )
-        if self.crop_scale is None and tuple(self.crop_ratio) != (1.0, 1.0):
-            raise UserError("augment.crop_ratio has no effect without augment.crop_scale; set both or neither")
-        for name in ("hflip", "color_jitter"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} is {getattr(self, name)}; want a number in [0, 1]")
+    def __call__(self, picture: Picture, draws: Optional[Draws] = None) -> np.ndarray:
+        """Return the input made of one picture, float32 (3, size, size)."""
+        (numbers,) = self.crop_numbers(draws, 1)
+        return self.finish(self.crop(picture, numbers)[None].copy(), draws)[0]
 
+    def crop_numbers(self, draws: Optional[Draws], count: int) -> Sequence[Optional[np.ndarray]]:
+        """Return what ``crop`` wants to know for each of ``count`` pictures."""
+        return [None] * count if self.augment.crop_scale is None else draws.uniform("crop", TRIES, 4)
 
-def train_transform(spec: InputSpec, augment: Augment) -> Callable[[Image.Image, np.random.Generator], np.ndarray]:
-    """Return the function from a Pillow picture and a random generator to float32 (3, size, size)."""
-    crop, normalise = eval_crop(spec), _normalise(spec)
-    resample = _resample(spec.interpolation)
+    def crop(self, picture: Picture, numbers: Optional[np.ndarray] = None) -> np.ndarray:
+        """Return what is cut out of a picture, uint8 (size, size, 3)."""
+        if numbers is None:
+            return self._crop(picture)
+        size = self.spec.size, self.spec.size
+        box = crop_box(*_size(picture), self.augment, numbers)
+        if box == (0, 0, *size) and _size(picture) == size:
+            return np.asarray(picture)
+        return np.asarray(_image(picture).resize(size, _resample(self.spec.interpolation), box=box))
 
-    def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        if augment.crop_scale is not None:
-            box = _random_box(image.size, augment, rng)
-            image = image.resize((spec.size, spec.size), resample, box=box)
-        if rng.random() < augment.hflip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    def finish(self, pictures: np.ndarray, draws: Optional[Draws] = None) -> np.ndarray:
+        """Vary ``pictures``, uint8 (N, size, size, 3), in place; return them normalised, float32 (N, 3, size, size)."""
+        augment = self.augment
+        if augment.hflip:
+            flip(pictures, draws, augment.hflip)
+        if self._randaugment:
+            self._randaugment(pictures, draws)
         if augment.color_jitter:
-            image = _jitter(image, augment.color_jitter, rng)
-        return normalise(np.asarray(image) if augment.crop_scale is not None else crop(image))
-
-    return transform
-
-
-def _random_box(size: tuple[int, int], augment: Augment, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw a crop (left, top, right, bottom): area uniform, log of the ratio uniform, ten tries (Inception's way)."""
-    width, height = size
-    for _ in range(10):
-        area = width * height * rng.uniform(*augment.crop_scale)
-        ratio = math.exp(rng.uniform(*np.log(augment.crop_ratio)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    # No such crop fits: the largest one in the middle of the nearest allowed ratio.
-    ratio = min(max(width / height, augment.crop_ratio[0]), augment.crop_ratio[1])
-    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+            jitter(pictures, draws, augment.color_jitter)
+        images = np.empty((len(pictures), 3, *pictures.shape[1:3]), np.float32)
+        for image, picture in zip(images, pictures):  # one at a time stays in the cache
+            np.divide(picture.transpose(2, 0, 1), np.float32(255), out=image)
+            image -= self._mean
+            image /= self._std
+        if augment.erasing:
+            erase(images, draws, augment)
+        return images
 
 
-def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for i in rng.permutation(len(kinds)):
-        image = kinds[i](image).enhance(rng.uniform(1 - strength, 1 + strength))
-    return image
+def eval_transform(spec: InputSpec, backend: str = "pil") -> Transform:
+    """Return the transform of evaluation and prediction."""
+    return Transform(spec, backend)
 
 
-def _normalise(spec: InputSpec) -> Callable[[np.ndarray], np.ndarray]:
-    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
-    return lambda pixels: (pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - mean) / std
+def train_transform(spec: InputSpec, augment: Augment) -> Transform:
+    """Return the transform of training."""
+    return Transform(spec, augment=augment)
 
 
 def _size(picture: Picture) -> tuple[int, int]:
@@ -207,8 +185,12 @@ def _resample(interpolation: str) -> Image.Resampling:
     return Image.Resampling[interpolation.upper()]
 
 
+def _image(picture: Picture) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
 def _resize_pil(picture: Picture, shape: tuple[int, int], interpolation: str) -> Image.Image:
-    return picture.resize(shape, _resample(interpolation))
+    return _image(picture).resize(shape, _resample(interpolation))
 
 
 def _resize_cv2(picture: Picture, shape: tuple[int, int], interpolation: str) -> np.ndarray:

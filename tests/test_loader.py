@@ -10,9 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from ppconvmixer import UserError, datasets, loader, sources, zoo
+from ppconvmixer import UserError, datasets, loader, sources, transforms, zoo
+from ppconvmixer.augment import Augment
 from ppconvmixer.loader import Samples, TrainBatches, batches
-from ppconvmixer.transforms import Augment, eval_transform, train_transform
+from ppconvmixer.transforms import eval_transform, train_transform
 
 SPEC = zoo.InputSpec(16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
@@ -113,6 +114,34 @@ def test_workers_read_one_tar_together(class_folders, tmp_path, kind):
         for p, workers in ((plain, 0), (packed, 3))
     )
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_small_pictures_are_decoded_once(with_broken, monkeypatch, workers, tmp_path):
+    def decode(data, backend):
+        with open(tmp_path / "decoded", "a") as log:  # by whichever process
+            log.write("x")
+        return transforms.decode(data, backend)
+
+    monkeypatch.setattr(loader, "decode", decode)
+    samples = Samples(
+        with_broken, train_transform(SPEC, Augment((0.3, 1.0), hflip=0.5, randaugment="n2-m12")), 16, seed=0
+    )
+    for epoch in range(3):
+        found = np.concatenate([b.images for b in batches(samples, range(6), 2, workers, epoch)])
+        fresh = Samples(samples.pictures, samples.transform, 16, seed=0)
+        monkeypatch.setattr(fresh, "_room", 0)
+        expected = [fresh.read(i, epoch) if i % 2 == 0 else np.zeros((3, 16, 16)) for i in range(6)]
+        np.testing.assert_array_equal(found, expected)
+    # The three good ones once, the two broken ones (the third is missing) in every epoch, nine readings of `fresh`.
+    assert (tmp_path / "decoded").read_text().count("x") == 3 + 2 * 3 + 9
+
+
+def test_large_pictures_are_not_kept(pictures, monkeypatch):
+    monkeypatch.setattr(loader, "KEPT_BYTES", 24 * (52 * 44 * 3 - 1))
+    samples = Samples(pictures, eval_transform(SPEC), 16)
+    list(batches(samples, range(24), 5, 0))
+    assert not samples._shapes.any()
 
 
 class Spoilt:

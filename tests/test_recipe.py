@@ -62,6 +62,8 @@ def test_overrides():
         ("data.dataset=folder", "data.path is missing"),
         ("augment.crop_scale=[1]", "augment.crop_scale is \\[1\\]; want a list of 2 numbers"),
         ("augment.crop_scale=null", "augment.crop_ratio has no effect without"),
+        ("augment.erasing_mode=const", "augment.erasing_mode has no effect without augment.erasing"),
+        ("augment.randaugment=m12-n2", "augment.randaugment is 'm12-n2'; want nN-mM"),
         ("input.sise=3", "unknown key of the input 'sise'; did you mean size"),
         ("train.seed=-1", "train.seed is -1"),
         ("train.amp=O3", "unknown train.amp 'O3'"),

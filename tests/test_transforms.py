@@ -5,10 +5,12 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from ppconvmixer import UserError, transforms, zoo
-from ppconvmixer.transforms import Augment
+from ppconvmixer import UserError, augment, transforms, zoo
+from ppconvmixer.augment import Augment
+from ppconvmixer.draws import Draws
 
 SPEC = zoo.InputSpec(32, 0.8, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+PLAIN = zoo.InputSpec(32, 1.0, "bicubic", (0, 0, 0), (1, 1, 1))
 
 
 def encoded(image, kind="PNG", **kwargs) -> bytes:
@@ -110,53 +112,51 @@ def test_reference_crops(shared):
 
 def test_without_augmentation_training_sees_what_evaluation_sees():
     image = picture(5, 70, 50)
-    found = transforms.train_transform(SPEC, Augment())(image, np.random.default_rng(0))
+    found = transforms.train_transform(SPEC, Augment())(image, Draws(0, 0, [0]))
     np.testing.assert_array_equal(found, transforms.eval_transform(SPEC)(image))
 
 
-def test_the_generator_alone_decides():
-    transform = transforms.train_transform(SPEC, Augment((0.3, 1.0), (0.75, 1.33), 0.5, 0.4))
+def test_the_draws_alone_decide():
+    transform = transforms.train_transform(SPEC, Augment((0.3, 1.0), (0.75, 1.33), 0.5, "n2-m12", 0.4, 0.5))
     image = picture(6, 70, 50)
-    a, b, c = (transform(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    a, b, c = (transform(image, Draws(0, 0, [index])) for index in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
+    np.testing.assert_array_equal(transform(np.asarray(image), Draws(0, 0, [1])), a)
 
 
 def test_crops_have_the_area_and_ratio_asked_for():
-    augment = Augment((0.2, 0.6), (0.8, 1.25))
-    rng = np.random.default_rng(0)
-    boxes = np.array([transforms._random_box((400, 300), augment, rng) for _ in range(2000)])
+    settings = Augment((0.2, 0.6), (0.8, 1.25))
+    numbers = np.random.default_rng(0).random((2000, augment.TRIES, 4))
+    boxes = np.array([augment.crop_box(400, 300, settings, n) for n in numbers])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area, ratio = width * height / (400 * 300), width / height
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 400 and boxes[:, 3].max() <= 300
     assert area.min() > 0.19 and area.max() < 0.61 and abs(area.mean() - 0.4) < 0.01
     assert ratio.min() > 0.78 and ratio.max() < 1.28 and abs(np.log(ratio).mean()) < 0.01
     # A whole-picture crop of another shape does not fit: the largest one of the nearest ratio is taken.
-    assert transforms._random_box((400, 100), Augment((1.0, 1.0)), rng) == (150, 0, 250, 100)
+    assert augment.crop_box(400, 100, Augment((1.0, 1.0)), numbers[0]) == (150, 0, 250, 100)
 
 
 def test_flips_happen_as_often_as_asked():
-    half = Image.fromarray(np.repeat(np.arange(32, dtype=np.uint8)[None, :, None] * 8, 32, axis=0).repeat(3, axis=2))
-    spec = zoo.InputSpec(32, 1.0, "bicubic", (0, 0, 0), (1, 1, 1))
-    transform = transforms.train_transform(spec, Augment(hflip=0.3))
-    rng = np.random.default_rng(0)
-    flipped = sum(transform(half, rng)[0, 0, 0] > 0.5 for _ in range(1000))
-    assert abs(flipped - 300) < 3 * np.sqrt(1000 * 0.3 * 0.7)
+    half = np.repeat(np.arange(32, dtype=np.uint8)[None, :, None] * 8, 32, axis=0).repeat(3, axis=2)
+    transform = transforms.train_transform(PLAIN, Augment(hflip=0.3))
+    found = transform.finish(np.stack([half] * 1000), Draws(0, 0, range(1000)))
+    assert abs((found[:, 0, 0, 0] > 0.5).sum() - 300) < 3 * np.sqrt(1000 * 0.3 * 0.7)
 
 
 def test_jitter_changes_brightness_within_bounds():
-    image = Image.new("RGB", (32, 32), (100, 100, 100))
-    spec = zoo.InputSpec(32, 1.0, "bicubic", (0, 0, 0), (1, 1, 1))
-    transform = transforms.train_transform(spec, Augment(color_jitter=0.2))
-    rng = np.random.default_rng(0)
-    means = np.array([transform(image, rng).mean() * 255 for _ in range(500)])
+    grey = np.full((500, 32, 32, 3), 100, np.uint8)
+    found = transforms.train_transform(PLAIN, Augment(color_jitter=0.2)).finish(grey, Draws(0, 0, range(500)))
+    means = found.mean(axis=(1, 2, 3)) * 255
     assert 78 <= means.min() < 83 and 117 < means.max() <= 122  # grey feels brightness alone
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"crop_scale": (0.0, 1.0)}, {"crop_scale": (0.9, 0.5)}, {"crop_scale": (0.5, 2.0)}, {"crop_ratio": (0.5, 2.0)}]
-    + [{"hflip": 1.5}, {"color_jitter": -0.1}],
+    + [{"hflip": 1.5}, {"color_jitter": -0.1}, {"erasing": 2.0}, {"erasing_mode": "const"}, {"erasing_mode": "black"}]
+    + [{"randaugment": text} for text in ("", "n2", "m12", "n0-m3", "n2-m31", "n2-m12 ", "n2-m12-x", "N2-m12")],
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -1,0 +1,138 @@
+"""What is drawn: as often, as far and as independently as the definitions say."""
+
+import numpy as np
+from scipy import stats
+
+from ppconvmixer import augment, transforms, zoo
+from ppconvmixer.augment import Augment
+from ppconvmixer.draws import Draws
+
+SPEC = zoo.InputSpec(32, 1.0, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+CHANCE = 1e-4  # of a test of chance to fail where nothing is wrong; the draws are fixed, so it does or does not
+
+
+def pictures(count, size=32):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+# --- draws --------------------------------------------------------------------------------------------
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone():
+    indices = [7, 3, 40_000, 0]
+    whole = Draws(1, 2, indices)
+    for name, shape in (("a", ()), ("a", (5,)), ("b", (2, 3))):
+        one_by_one = np.concatenate([Draws(1, 2, [i]).uniform(name, *shape) for i in indices])
+        np.testing.assert_array_equal(whole.uniform(name, *shape), one_by_one)
+    np.testing.assert_array_equal(whole.uniform("a"), whole.uniform("a", 3)[:, 0])  # more numbers, the same first one
+    assert whole.generator("a", 2).random() == Draws(1, 2, [40_000]).generator("a", 0).random()
+    seen = {Draws(s, e, [i]).uniform(name)[0] for s in range(5) for e in range(5) for i in range(5) for name in "ab"}
+    seen.add(whole.generator("a", 0).random())
+    assert len(seen) == 251
+
+
+def test_draws_are_even_and_independent():
+    first = Draws(0, 0, range(20_000)).uniform("a", 4)
+    for other in (
+        Draws(0, 1, range(20_000)).uniform("a", 4),
+        Draws(1, 0, range(20_000)).uniform("a", 4),
+        Draws(0, 0, range(20_000)).uniform("b", 4),
+        np.roll(first, 1, axis=0),
+        np.roll(first, 1, axis=1),
+    ):
+        for column in (first, other):
+            assert stats.kstest(column.ravel(), "uniform").pvalue > CHANCE
+        table = np.histogram2d(first.ravel(), other.ravel(), bins=16, range=((0, 1), (0, 1)))[0]
+        assert stats.chisquare(table.ravel()).pvalue > CHANCE
+    assert first.min() >= 0 and first.max() < 1
+
+
+# --- RandAugment --------------------------------------------------------------------------------------
+
+
+def test_randaugment_draws_its_operations_and_signs_evenly(monkeypatch):
+    seen = []
+    monkeypatch.setattr(augment, "_apply", lambda p, chosen, operation, *levels: seen.append((chosen, levels)))
+    augment.parse_randaugment("n3-m12")(pictures(1).repeat(6000, axis=0), Draws(0, 0, range(6000)))
+    assert len(seen) == 3 * 14
+    chosen = np.array([c for c, _ in seen]).reshape(3, 14, 6000)
+    assert (chosen.sum(axis=1) == 1).all()
+    kinds = chosen.argmax(axis=1)
+    assert stats.chisquare(np.bincount(kinds.ravel())).pvalue > CHANCE
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert stats.chi2_contingency(np.histogram2d(kinds[a], kinds[b], bins=14)[0]).pvalue > CHANCE
+    levels = seen[1][1][0]  # shear_x
+    assert set(np.round(levels, 12)) == {-0.12, 0.12}
+    assert stats.binomtest(int((levels > 0).sum()), 6000).pvalue > CHANCE
+
+
+def test_randaugment_applies_one_operation_after_the_other():
+    batch, draws = pictures(200), Draws(3, 1, range(200))
+    policy = augment.parse_randaugment("n2-m12")
+    found = batch.copy()
+    policy(found, draws)
+    table = list(policy.table(32).values())
+    kinds = (draws.uniform("randaugment", 2) * 14).astype(int)
+    signs = (draws.uniform("randaugment sign", 2) >= 0.5).astype(int)
+    for i in range(200):
+        one = batch[i : i + 1]
+        for kind, sign in zip(kinds[i], signs[i]):
+            operation, *levels = table[kind]
+            one = operation(one, *([np.array([levels[sign]])] if levels else []))
+        np.testing.assert_array_equal(found[i], one[0])
+
+
+# --- erasing ------------------------------------------------------------------------------------------
+
+
+def erased(settings, count=4000, size=48):
+    images = np.full((count, 3, size, size), 9.0, np.float32)
+    augment.erase(images, Draws(0, 0, range(count)), settings)
+    return images
+
+
+def test_erasing_takes_rectangles_of_the_area_and_ratio_defined():
+    images = erased(Augment(erasing=0.25, erasing_mode="const"))
+    gone = images[:, 0] == 0
+    assert (images[:, 1:] == images[:, :1]).all() and set(np.unique(images)) == {0.0, 9.0}
+    hit = gone.any(axis=(1, 2))
+    assert stats.binomtest(int(hit.sum()), 4000, 0.25).pvalue > CHANCE
+    heights, widths = gone[hit].any(axis=2).sum(axis=1), gone[hit].any(axis=1).sum(axis=1)
+    areas, ratios = heights * widths / 48**2, widths / heights
+    np.testing.assert_array_equal(gone[hit].sum(axis=(1, 2)), heights * widths)
+    # Whole pixels: a side of 4 to 50 pixels is off by half a pixel at most.
+    assert areas.min() > 0.015 and areas.max() < 0.345 and abs(areas.mean() - (0.02 + 1 / 3) / 2) < 0.01
+    assert 0.25 < ratios.min() < 0.4 and 2.7 < ratios.max() < 3.8 and abs(np.log(ratios).mean()) < 0.06
+    corners = gone[hit][:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=0)
+    assert corners.max() < 0.05 and gone[hit].any(axis=0).all()
+
+
+def test_erased_pixels_are_normal_noise():
+    images = erased(Augment(erasing=1.0), 300)
+    noise = images[images != 9]
+    assert stats.kstest(noise[::37], "norm").pvalue > CHANCE
+    assert len(np.unique(noise)) > 0.9 * len(noise) and abs(noise.std() - 1) < 0.01
+
+
+# --- all together -------------------------------------------------------------------------------------
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    settings = Augment((0.5, 1.0), (0.8, 1.2), 0.5, "n2-m12", 0.4, 0.5)
+    transform = transforms.train_transform(SPEC, settings)
+    batch = pictures(40, 36)
+    draws = Draws(5, 3, range(40))
+    cut = np.stack([transform.crop(p, n) for p, n in zip(batch, transform.crop_numbers(draws, 40))])
+    whole = transform.finish(cut, draws)
+    for i in range(40):
+        np.testing.assert_array_equal(transform(batch[i], Draws(5, 3, [i])), whole[i])
+
+
+def test_the_order_is_that_of_the_official_script(monkeypatch):
+    order = []
+    for name in ("flip", "jitter", "erase"):
+        monkeypatch.setattr(transforms, name, lambda images, *_, name=name: order.append((name, images.dtype.name)))
+    monkeypatch.setattr(augment.RandAugment, "__call__", lambda *_: order.append(("randaugment", "uint8")))
+    settings = Augment(hflip=0.5, randaugment="n2-m12", color_jitter=0.4, erasing=0.5)
+    transforms.train_transform(SPEC, settings).finish(pictures(2), Draws(0, 0, [0, 1]))
+    assert order == [("flip", "uint8"), ("randaugment", "uint8"), ("jitter", "uint8"), ("erase", "float32")]
