@@ -227,13 +227,13 @@ def _serve(connection: Connection, workload: Workload, contender: str) -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # frameworks comment on the number of threads
             step = peers.make(workload, contender)
             result = step()
+            step()
     except Exception as error:  # whatever a peer raises, the benchmark must say whose it is
         known = isinstance(error, UserError)
         connection.send(error if known else UserError(f"{contender}: {type(error).__name__}: {error}"))
         return
-    connection.send(result)
-    step()
     _forget_peak()
+    connection.send(result)
     while True:
         try:
             seconds = connection.recv()
