@@ -26,7 +26,8 @@ from .engines import Dygraph
 from .errors import UserError
 from .evaluate import evaluate
 from .files import write_text
-from .loader import Samples, TrainBatches
+from .loader import Samples
+from .phases import Epochs
 from .progress import Progress
 from .recipe import Recipe
 from .run_state import RunState
@@ -77,7 +78,7 @@ class Count(paddle.callbacks.Callback):
 class Check(paddle.callbacks.Callback):
     """Stops at a loss that is no number and names the pictures it came from."""
 
-    def __init__(self, state: RunState, data: TrainBatches, folder: Path):
+    def __init__(self, state: RunState, data: Epochs, folder: Path):
         super().__init__()
         self.state, self.data, self.folder = state, data, folder
 
@@ -87,7 +88,7 @@ class Check(paddle.callbacks.Callback):
         if not bad:
             return
         loss, indices = bad[0]
-        names = [self.data.samples.pictures.names[i] for i in indices]
+        names = [self.data.batches[0].samples.pictures.names[i] for i in indices]
         file = self.folder / "not_finite.txt"
         if not distributed.RANK:
             write_text(file, "".join(f"{name}\n" for name in names))
@@ -113,7 +114,7 @@ class Evaluate(paddle.callbacks.Callback):
         state, train, workers = self.state, self.recipe.train, self.recipe.data.workers
         distributed.average_statistics(self.model.network)
         engine = _Interruptible(self.model.network, self.amp, self.wish)
-        state.metrics = evaluate(engine, self.samples, train.batch_size, workers).metrics()
+        state.metrics = evaluate(engine, self.samples, self.recipe.phases()[-1].batch_size, workers).metrics()
         figure = state.metrics[train.monitor]
         if state.improves(figure, train.monitor):
             state.best, state.best_epoch, state.best_metrics = figure, state.epochs + 1, state.metrics
@@ -207,9 +208,9 @@ class VisualDL(paddle.callbacks.Callback):
 class Tell(paddle.callbacks.Callback):
     """Tells a person how the run goes."""
 
-    def __init__(self, state: RunState, epochs: int, batch_size: int):
+    def __init__(self, state: RunState, data: Epochs):
         super().__init__()
-        self.state, self.epochs, self.batch_size = state, epochs, batch_size * distributed.WORLD
+        self.state, self.data, self.epochs = state, data, len(data.counts)
         self.progress: Optional[Progress] = None
 
     def close(self) -> None:
@@ -219,12 +220,14 @@ class Tell(paddle.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:
-            total = (self.params["steps"] - self.state.step) * self.batch_size
-            self.progress = Progress(total, f"epoch {self.state.epochs + 1}/{self.epochs}")
+            batches = self.data.batches[self.state.epochs]
+            total = min(len(batches) * batches.global_batch, len(batches.samples))
+            left = total - self.state.images * distributed.WORLD
+            self.progress = Progress(left, f"epoch {self.state.epochs + 1}/{self.epochs}")
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:
-            self.progress.advance(self.batch_size, loss=_loss(logs), top1=logs["top1"])
+            self.progress.advance(len(self.data.current) * distributed.WORLD, loss=_loss(logs), top1=logs["top1"])
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         if distributed.RANK:

@@ -12,12 +12,12 @@ from typing import Any, Optional
 
 import numpy as np
 
-from . import card, datasets, distributed, run_folder, run_state, sources, zoo
+from . import card, datasets, distributed, phases, run_folder, run_state, sources, zoo
 from .datasets import Pictures
 from .errors import UserError
 from .files import sha256, write_text
-from .loader import Samples, TrainBatches
-from .recipe import Recipe
+from .loader import Samples
+from .recipe import Phase, Recipe
 from .stopping import Stopped, StopWish
 from .transforms import eval_transform, train_transform
 from .zoo import InputSpec
@@ -122,14 +122,18 @@ def _train(
     from .optim import create_optimizer
 
     settings, spec = recipe.train, recipe.input_spec()
-    samples = Samples(train, train_transform(spec, recipe.augment), spec.size, seed=settings.seed)
-    data = TrainBatches(samples, settings.batch_size, recipe.data.workers)
+
+    def samples(phase: Phase) -> Samples:
+        resized = dataclasses.replace(spec, size=phase.size)
+        return Samples(train, train_transform(resized, recipe.augment), phase.size, seed=settings.seed)
+
+    data = phases.create(recipe, samples)
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
     network = _network(recipe, train.classes, _num_classes(train))
     model = paddle.Model(network)
     model.prepare(
-        create_optimizer(recipe, network, len(data)),
+        create_optimizer(recipe, network, data.counts),
         paddle.nn.CrossEntropyLoss(
             **({"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {})
         ),
@@ -142,9 +146,9 @@ def _train(
         c.export(folder, network, state, facts)  # the run may have been cut off just before it did
     judge = Samples(val, eval_transform(spec), spec.size)
     curves = c.VisualDL(
-        state, folder / "visualdl", recipe, _sheet(samples, spec), saved.facts["curves"] if saved else 0
+        state, folder / "visualdl", recipe, _sheet(data.batches[0].samples, spec), saved.facts["curves"] if saved else 0
     )
-    tell = c.Tell(state, settings.epochs, settings.batch_size)
+    tell = c.Tell(state, data)
     save = c.Save(state, folder, facts, curves, wish, settings.save_minutes)
     steps = [
         paddle.callbacks.LRScheduler(),  # Paddle would put it last, after the state was saved
@@ -156,7 +160,7 @@ def _train(
         tell,
         save,
     ]
-    left = settings.epochs - state.epochs
+    left = recipe.epochs - state.epochs
     if settings.patience and state.epochs and state.epochs - state.best_epoch >= settings.patience:
         left = 0
     if left > 0:
@@ -242,11 +246,12 @@ def _sheet(samples: Samples, spec: InputSpec, columns: int = 8, rows: int = 4) -
     """Return a contact sheet of augmented pictures, uint8 (H, W, 3)."""
     count = min(columns * rows, len(samples))
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
-    sheet = np.full((rows, columns, spec.size, spec.size, 3), 255, np.uint8)
+    size = samples.size
+    sheet = np.full((rows, columns, size, size, 3), 255, np.uint8)
     picked = np.linspace(0, len(samples) - 1, count).astype(int)
     for place, index in enumerate(picked):
-        image = np.empty((3, spec.size, spec.size), np.float32)
+        image = np.empty((3, size, size), np.float32)
         if samples.fill(image, (0, int(index))):
             pixels = np.clip((image * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
             sheet[divmod(place, columns)] = pixels.transpose(1, 2, 0)
-    return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * spec.size, columns * spec.size, 3)
+    return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)

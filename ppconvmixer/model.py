@@ -14,6 +14,14 @@ from .ops import mixer
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
+def layer_id(name: str, depth: int) -> int:
+    """Return the layer that a parameter or a layer's name belongs to: 0 the stem, i + 1 block i, depth + 1 the head."""
+    part, *rest = name.split(".")
+    if part == "blocks":
+        return int(rest[0]) + 1
+    return 0 if part == "stem" else depth + 1
+
+
 class Residual(nn.Layer):
     """``x + fn(x)``."""
 
