@@ -120,6 +120,7 @@ def _train(
 
     from . import callbacks as c
     from .optim import create_optimizer
+    from .trainer import Trainer
 
     settings, spec = recipe.train, recipe.input_spec()
 
@@ -131,14 +132,14 @@ def _train(
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
     network = _network(recipe, train.classes, _num_classes(train))
-    model = paddle.Model(network)
+    model = Trainer(network)
     model.prepare(
         create_optimizer(recipe, network, data.counts),
         paddle.nn.CrossEntropyLoss(
             **({"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {})
         ),
         paddle.metric.Accuracy(name="top1"),
-        amp_configs=amp,
+        amp,
     )
     state = run_state.restore(saved, model) if saved else run_state.RunState()
     data.epoch, data.skip = state.epochs, state.step

@@ -77,6 +77,14 @@ def create_optimizer(recipe: Recipe, network: Any, counts: Sequence[int]) -> Any
             apply_decay_param_fun=decayed.__contains__,
             **common,
         )
+    if settings.name == "lamb":  # what is not decayed is not adapted to its norm either, and moves as with adam
+        return paddle.optimizer.Lamb(
+            parameters=network.parameters(),
+            lamb_weight_decay=settings.weight_decay,
+            epsilon=settings.epsilon,
+            exclude_from_weight_decay_fn=lambda parameter: parameter.name not in decayed,
+            **common,
+        )
     for parameter in network.parameters():
         if parameter.name not in decayed:
             parameter.regularizer = paddle.regularizer.L2Decay(0.0)

@@ -18,7 +18,7 @@ from .transforms import Augment
 from .zoo import MAX_SIDE, VARIANTS, InputSpec, canonical, input_spec
 
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd", "lamb")
 SCHEDULES = ("constant", "cosine", "onecycle", "step")
 AMP_LEVELS = ("O0", "O1", "O2")
 MAX_BYTES = 1 << 16  # PyYAML takes 250 times a text's size in memory; the shipped recipes have under 1,000 bytes
@@ -69,10 +69,10 @@ class Optimizer:
     """How weights change.
 
     Args:
-        name: adamw, adam or sgd (momentum 0.9).
+        name: adamw, adam, sgd (momentum 0.9) or lamb.
         lr: the largest learning rate of the schedule.
-        weight_decay: decoupled for adamw, L2 for the others; biases and norms are left alone.
-        epsilon: of adamw and adam.
+        weight_decay: decoupled for adamw and lamb, L2 for the others; biases and norms are left alone.
+        epsilon: of all but sgd.
         clip_norm: the global gradient norm is cut to this; null for no cut.
     """
 
@@ -154,6 +154,8 @@ class Train:
     Args:
         epochs: passes over the training part; left out where there are phases.
         batch_size: pictures a batch, in each process.
+        accumulate: batches a step of the optimiser, which takes the mean over all; schedule, EMA and step counts go by
+            such steps. The last step of an epoch is of the batches that are left.
         phases: the run in parts, with smaller pictures first, say (progressive resizing); see ``Phase``.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         amp: mixed precision of Paddle on a GPU: O0 (off), O1 or O2.
@@ -166,6 +168,7 @@ class Train:
 
     epochs: Optional[int] = None
     batch_size: Optional[int] = None
+    accumulate: int = 1
     phases: tuple[Phase, ...] = ()
     label_smoothing: float = 0.0
     amp: str = "O0"
@@ -202,6 +205,7 @@ class Recipe:
             if value not in known:
                 raise unknown(key, value, known)
         for key, fine, want in (
+            ("train.accumulate", self.train.accumulate >= 1, "at least 1"),
             ("train.label_smoothing", 0 <= self.train.label_smoothing < 1, "a number in [0, 1)"),
             ("train.seed", self.train.seed >= 0, "at least 0"),
             ("train.patience", self.train.patience >= 0, "at least 0"),
@@ -231,6 +235,8 @@ class Recipe:
             if not fine:
                 group, name = key.split(".")
                 raise UserError(f"{key} is {getattr(getattr(self, group), name)}; want {want}")
+        if self.optimizer.name == "lamb" and not self.optimizer.weight_decay:
+            raise UserError("lamb without optimizer.weight_decay is adam; give it one, or take adam")
         self._check_schedule()
         self._check_finetune()
         if self.optimizer.name == "sgd" and self.optimizer.epsilon != Optimizer.epsilon:

@@ -59,7 +59,7 @@ def make(name, **settings):
     return recipes.Recipe(**tree)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb"])
 def test_only_matrices_and_kernels_are_decayed(name):
     """With a zero gradient, only the decay can move a weight."""
     network = create_model("convmixer_tiny")
@@ -70,6 +70,55 @@ def test_only_matrices_and_kernels_are_decayed(name):
     for n, p in network.named_parameters():
         if not p.stop_gradient:
             assert np.array_equal(p.numpy(), before[n]) == (p.ndim == 1), n
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb"])
+def test_every_layer_takes_its_share_of_the_learning_rate(name):
+    """A tenth of the rate in a layer makes a tenth of the first step, decay and all."""
+    moved = []
+    for decay in (1.0, 0.5):
+        paddle.seed(0)
+        network = create_model("convmixer_tiny")
+        tree = make(name, lr=0.1, weight_decay=0.1)
+        tree = recipes.Recipe(**{**vars(tree), "finetune": recipes.Finetune(layer_decay=decay)})
+        optimizer = create_optimizer(tree, network, [10])
+        parameters = {n: p for n, p in network.named_parameters() if not p.stop_gradient}
+        before = {n: p.numpy().astype(float) for n, p in parameters.items()}
+        rng = np.random.default_rng(0)
+        for p in parameters.values():
+            p.grad = paddle.to_tensor(rng.standard_normal(tuple(p.shape)).astype(np.float32))
+        optimizer.step()
+        moved.append({n: p.numpy() - before[n] for n, p in parameters.items()})
+    share = {"stem": 0.5**5, **{f"blocks.{i}": 0.5 ** (4 - i) for i in range(4)}, "head": 1.0}
+    for n, whole in moved[0].items():
+        (rate,) = (value for layer, value in share.items() if n.startswith(f"{layer}."))
+        assert np.abs(whole).max() > 1e-4
+        np.testing.assert_allclose(moved[1][n], rate * whole, rtol=1e-4, atol=2e-7, err_msg=n)  # of weights up to 2
+
+
+def test_lamb_is_the_papers():
+    """Two steps in float64 (You et al. 2020, algorithm 2); what is not decayed is not scaled by its norm either."""
+    network = create_model("convmixer_tiny")
+    optimizer = create_optimizer(make("lamb", lr=0.1, weight_decay=0.3, epsilon=1e-6), network, [10])
+    parameters = {n: p for n, p in network.named_parameters() if not p.stop_gradient}
+    expected = {n: p.numpy().astype(float) for n, p in parameters.items()}
+    moments = {n: [np.zeros(v.shape), np.zeros(v.shape)] for n, v in expected.items()}
+    rng = np.random.default_rng(0)
+    for step in (1, 2):
+        for n, p in parameters.items():
+            gradient = rng.standard_normal(tuple(p.shape))
+            p.grad = paddle.to_tensor(gradient.astype(np.float32))
+            m, v = moments[n]
+            m += 0.1 * (gradient - m)
+            v += 0.001 * (gradient**2 - v)
+            update = m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-6)
+            if p.ndim > 1:
+                update += 0.3 * expected[n]
+                update *= np.linalg.norm(expected[n]) / np.linalg.norm(update)
+            expected[n] = expected[n] - 0.1 * update
+        optimizer.step()
+    for n, p in parameters.items():
+        np.testing.assert_allclose(p.numpy(), expected[n], rtol=0, atol=2e-5 * np.abs(expected[n]).max(), err_msg=n)
 
 
 def test_the_gradient_is_clipped():

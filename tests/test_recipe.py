@@ -62,6 +62,8 @@ def test_overrides():
         ("schedule={name: step, every: 2, warmup_epochs: 3}", "every is 2; want rising whole epochs after the warm-up"),
         ("schedule={name: step, milestones: 3}", "schedule.milestones is 3; want a list"),
         ("schedule={name: step, milestones: [1.5]}", r"schedule.milestones\[0\] is 1.5; want a whole number"),
+        ("optimizer={name: lamb, lr: 0.01}", "lamb without optimizer.weight_decay is adam"),
+        ("train.accumulate=0", "train.accumulate is 0; want at least 1"),
         ("train.batch_size=0", "train.batch_size is 0; want at least 1"),
         ("train.batch_size=null", "train.batch_size is missing"),
         ("train.epochs=null", "train.epochs is missing"),
