@@ -75,6 +75,23 @@ class Count(paddle.callbacks.Callback):
         state.end_epoch()
 
 
+class Thaw(paddle.callbacks.Callback):
+    """Trains more layers from the epochs on that the recipe says."""
+
+    def __init__(self, state: RunState, recipe: Recipe):
+        super().__init__()
+        self.state, self.recipe = state, recipe
+
+    def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
+        network, layers = self.model.network, self.recipe.frozen_layers(self.state.epochs)
+        if layers == network.frozen:
+            return
+        network.freeze(layers)
+        logger.info("epoch %d: all but the lowest %d layers are trained from now on", self.state.epochs + 1, layers)
+        if distributed.WORLD > 1:  # what gathers the gradients knows the layers that were trained when it was made
+            self.model._adapter.ddp_model = paddle.DataParallel(network)
+
+
 class Check(paddle.callbacks.Callback):
     """Stops at a loss that is no number and names the pictures it came from."""
 

@@ -132,6 +132,7 @@ def _train(
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
     network = _network(recipe, train.classes, _num_classes(train))
+    network.freeze(recipe.frozen_layers(0))
     model = Trainer(network)
     model.prepare(
         create_optimizer(recipe, network, data.counts),
@@ -153,6 +154,7 @@ def _train(
     save = c.Save(state, folder, facts, curves, wish, settings.save_minutes)
     steps = [
         paddle.callbacks.LRScheduler(),  # Paddle would put it last, after the state was saved
+        c.Thaw(state, recipe),
         c.Evaluate(state, judge, recipe, amp, wish),
         c.Count(state, settings.seed),
         c.Check(state, data, folder),

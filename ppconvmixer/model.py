@@ -84,6 +84,7 @@ class ConvMixer(nn.Layer):
             ]
         )
         self.as_made = mixer.structure(self)
+        self.frozen = 0
         self.dropout = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes)
 
@@ -91,6 +92,24 @@ class ConvMixer(nn.Layer):
         """Put a new, randomly initialised head of ``num_classes`` outputs in place; 0 removes it."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.dim, num_classes, **_uniform(self.dim)) if num_classes else nn.Identity()
+
+    def freeze(self, layers: int) -> None:
+        """Keep the lowest ``layers`` layers (see ``layer_id``) as they are in training, and train all others.
+
+        Their parameters get no gradient, and their norms take, and leave alone, the running statistics.
+        """
+        self.frozen = layers
+        for name, parameter in self.named_parameters():
+            if not name.endswith(("._mean", "._variance")):  # Paddle counts them among the parameters
+                parameter.stop_gradient = layer_id(name, len(self.blocks)) < layers
+        if self.training:
+            self.train()
+
+    def train(self) -> ConvMixer:
+        super().train()
+        for layer in [self.stem, *self.blocks, self.head][: self.frozen]:
+            layer.eval()
+        return self
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Return the feature map, ``(N, dim, H // patch_size, W // patch_size)``."""

@@ -95,8 +95,7 @@ def save(folder: Path, model: paddle.Model, state: RunState, facts: Mapping[str,
     Raises:
         UserError: a weight is no number, or the file cannot be written; the files before are then as they were.
     """
-    # What was restored and not yet used by a step is held apart; Paddle 2.6 leaves it out of the state_dict.
-    optimizer = {**getattr(model._optimizer, "_accumulators_holder", {}), **model._optimizer.state_dict()}
+    optimizer = model._optimizer.state_dict()
     schedule, masters = optimizer.pop("LR_Scheduler", {}), optimizer.pop("master_weights", {})
     arrays = {f"model/{name}": value for name, value in to_arrays(model.network.state_dict()).items()}
     for name, parameter in model.network.named_parameters():
@@ -173,12 +172,26 @@ def restore(saved: Saved, model: paddle.Model) -> RunState:
                 masters[parameters[name].name] = paddle.to_tensor(value)
         model.network.set_state_dict(network)
         model._optimizer.set_state_dict(optimizer)
+        moved = {key.split("/")[1] for key in saved.arrays if key.startswith("optimizer/")}
+        _take_up(model._optimizer, [parameters[name] for name in parameters if name in moved])
         if saved.scaler:
             model._scaler = paddle.amp.GradScaler()
             model._scaler.load_state_dict({**saved.scaler, "scale": [saved.scaler["scale"]]})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{saved.path} does not fit this recipe ({error}); start again with --overwrite") from error
     return state
+
+
+def _take_up(optimizer: Any, parameters: list[paddle.Tensor]) -> None:
+    """Have the optimiser make the entries of ``parameters`` out of what it was given.
+
+    By itself it would with the next step, and then ask for entries of layers that were frozen until now.
+    """
+    import paddle
+    from paddle.base.layer_helper import LayerHelper
+
+    optimizer.helper = LayerHelper(type(optimizer).__name__)
+    optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
 
 
 def to_arrays(tensors: Mapping[str, Any]) -> checkpoint.State:

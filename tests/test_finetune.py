@@ -82,6 +82,31 @@ def test_early_stopping(class_folders, tmp_path):
     assert "stopping" in (tmp_path / "run/log.txt").read_text()
 
 
+GRADUAL = ["train.epochs=4", "finetune.freeze=true", "finetune.unfreeze=[{epoch: 1, blocks: 2}, {epoch: 3, blocks: 4}]"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
+def test_layers_thaw_at_their_epochs(class_folders, tmp_path, monkeypatch, optimizer):
+    from ppconvmixer import callbacks
+
+    state = random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=3)
+    weights = write_layout(tmp_path / "w.pdparams", state)
+    seen = [state]
+    original = callbacks.Save.on_epoch_end
+
+    def watch(self, epoch, logs=None):
+        seen.append(run_state.to_arrays(self.model.network.state_dict()))
+        original(self, epoch, logs)
+
+    monkeypatch.setattr(callbacks.Save, "on_epoch_end", watch)
+    overrides = [*GRADUAL, f"model.weights={weights}", f"optimizer.name={optimizer}", "optimizer.lr=0.1"]
+    finetune.finetune(small(class_folders, *overrides, "optimizer.weight_decay=0.1"), tmp_path / "run")
+    moved = [{n.rsplit(".", 1)[0] for n in a if not np.array_equal(a[n], b[n])} for a, b in zip(seen, seen[1:])]
+    parts = ("0.fn.0", "0.fn.2", "1", "3")
+    upper, lower = ({f"blocks.{i}.{part}" for i in blocks for part in parts} for blocks in ((2, 3), (0, 1)))
+    assert moved[0] == {"head"} and moved[1] == moved[2] == {"head"} | upper and moved[3] == {"head"} | upper | lower
+
+
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(class_folders, tmp_path, monkeypatch):
     from ppconvmixer import callbacks
 
