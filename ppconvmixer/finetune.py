@@ -66,6 +66,10 @@ def finetune(
         UserError: a setting, path or picture is wrong, or ``folder`` holds a run that this call must not touch.
         Stopped: after Ctrl-C or SIGTERM; the state of the last step is saved.
     """
+    if distributed.WORLD > 1 and len({recipe.frozen_layers(epoch) for epoch in range(recipe.epochs)}) > 1:
+        raise UserError(  # its reducer knows the layers that were trained when it was made, and ends the process later
+            "finetune.unfreeze needs a single process: Paddle's DataParallel does not take in layers that thaw later"
+        )
     distributed.start()
     if resume and not (folder / "recipe.yaml").is_file():
         raise UserError(f"there is nothing to resume in {folder}; leave --resume out to start")
@@ -133,7 +137,11 @@ def _train(
     paddle.seed(settings.seed)
     network = _network(recipe, train.classes, _num_classes(train))
     network.freeze(recipe.frozen_layers(0))
-    model = Trainer(network)
+    average = None
+    if settings.ema:
+        average = zoo.create_model(recipe.model.name, num_classes=network.num_classes)
+        average.set_state_dict(network.state_dict())
+    model = Trainer(network, average)
     model.prepare(
         create_optimizer(recipe, network, data.counts),
         paddle.nn.CrossEntropyLoss(
@@ -145,7 +153,7 @@ def _train(
     state = run_state.restore(saved, model) if saved else run_state.RunState()
     data.epoch, data.skip = state.epochs, state.step
     if state.epochs and not state.step:
-        c.export(folder, network, state, facts)  # the run may have been cut off just before it did
+        c.export(folder, model, state, facts)  # the run may have been cut off just before it did
     judge = Samples(val, eval_transform(spec), spec.size)
     curves = c.VisualDL(
         state, folder / "visualdl", recipe, _sheet(data.batches[0].samples, spec), saved.facts["curves"] if saved else 0
@@ -158,6 +166,7 @@ def _train(
         c.Evaluate(state, judge, recipe, amp, wish),
         c.Count(state, settings.seed),
         c.Check(state, data, folder),
+        *([c.Average(state, settings.ema)] if settings.ema else []),
         c.EarlyStopping(state, settings.patience),
         curves,
         tell,
@@ -185,6 +194,7 @@ def _train(
         "weights": {"path": str(best), "sha256": sha256(best)},
         "engine": "dygraph",
         **state.best_metrics,
+        "ema": settings.ema,
         "best_epoch": state.best_epoch,
         "epochs": state.epochs,
         "training_seconds": state.seconds,

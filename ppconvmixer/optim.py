@@ -41,6 +41,15 @@ def lr_factor(schedule: Schedule, step: int, counts: Sequence[int]) -> float:
     return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1)))
 
 
+def ema_decay(decay: float, step: int) -> float:
+    """Return the share of the old average that stays in it after ``step`` steps (1 after the first).
+
+    It rises to ``decay`` as (1 + step) / (10 + step), as in TensorFlow's ``ExponentialMovingAverage``: the
+    average is over the last tenth of the run so far, and what the network started from is soon forgotten.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
 def layer_rate(recipe: Recipe, layer: int, depth: int) -> float:
     """Return the learning rate of a layer (see ``model.layer_id``) by that of the schedule, which the head takes."""
     return recipe.finetune.layer_decay ** (depth + 1 - layer)

@@ -158,6 +158,8 @@ class Train:
             such steps. The last step of an epoch is of the batches that are left.
         phases: the run in parts, with smaller pictures first, say (progressive resizing); see ``Phase``.
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        ema: also keep a moving average of the weights, of which this share stays at every step (0.999, say), and
+            evaluate it; it is what monitor and patience go by, and what the best weights are. null for none.
         amp: mixed precision of Paddle on a GPU: O0 (off), O1 or O2.
         seed: of weights, held-out pictures, shuffling and augmentation.
         monitor: top1 or loss of the validation part; says which epoch is the best.
@@ -171,6 +173,7 @@ class Train:
     accumulate: int = 1
     phases: tuple[Phase, ...] = ()
     label_smoothing: float = 0.0
+    ema: Optional[float] = None
     amp: str = "O0"
     seed: int = 0
     monitor: str = "top1"
@@ -206,6 +209,7 @@ class Recipe:
                 raise unknown(key, value, known)
         for key, fine, want in (
             ("train.accumulate", self.train.accumulate >= 1, "at least 1"),
+            ("train.ema", self.train.ema is None or 0 < self.train.ema < 1, "a number between 0 and 1, or null"),
             ("train.label_smoothing", 0 <= self.train.label_smoothing < 1, "a number in [0, 1)"),
             ("train.seed", self.train.seed >= 0, "at least 0"),
             ("train.patience", self.train.patience >= 0, "at least 0"),

@@ -7,6 +7,8 @@ from typing import Any, Callable, Optional
 import numpy as np
 import paddle
 
+from .model import ConvMixer
+
 
 class Trainer(paddle.Model):
     """A ``paddle.Model`` whose step is one or several batches of equal size, see ``phases.Epochs``.
@@ -14,7 +16,14 @@ class Trainer(paddle.Model):
     With several, their gradients add up to that of the mean loss over all their pictures, and the
     optimiser moves once. Batch norm takes every batch by itself. Paddle's ``accumulate_grad_batches``
     would take the sum, and count every batch as a step for the schedule.
+
+    Args:
+        average: a network of the same kind that is to hold the moving average of the weights.
     """
+
+    def __init__(self, network: ConvMixer, average: Optional[ConvMixer] = None):
+        super().__init__(network)
+        self.average = average
 
     share = 1.0
     """Of a batch in the loss of the step."""
