@@ -123,6 +123,7 @@ def _train(
     import paddle
 
     from . import callbacks as c
+    from .distill import create_teacher
     from .optim import create_optimizer
     from .trainer import Trainer
 
@@ -141,15 +142,15 @@ def _train(
     if settings.ema:
         average = zoo.create_model(recipe.model.name, num_classes=network.num_classes)
         average.set_state_dict(network.state_dict())
-    model = Trainer(network, average)
-    model.prepare(
-        create_optimizer(recipe, network, data.counts),
-        paddle.nn.CrossEntropyLoss(
-            **({"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {})
-        ),
-        paddle.metric.Accuracy(name="top1"),
-        amp,
+    loss = paddle.nn.CrossEntropyLoss(
+        **({"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {})
     )
+    teacher = None
+    if recipe.distill:
+        teacher = create_teacher(recipe, network.num_classes, train.classes, amp)
+        loss = teacher.loss(loss)
+    model = Trainer(network, average, teacher)
+    model.prepare(create_optimizer(recipe, network, data.counts), loss, paddle.metric.Accuracy(name="top1"), amp)
     state = run_state.restore(saved, model) if saved else run_state.RunState()
     data.epoch, data.skip = state.epochs, state.step
     if state.epochs and not state.step:
@@ -235,7 +236,8 @@ def _card(recipe: Recipe, train: Pictures) -> card.Card:
 def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: int) -> Any:
     """Make the network; a checkpoint's head stays only if it tells the same classes apart."""
     settings = recipe.model
-    network = zoo.create_model(settings.name, num_classes=num_classes, drop_rate=settings.drop_rate)
+    drops = {"drop_rate": settings.drop_rate, "drop_path": settings.drop_path}
+    network = zoo.create_model(settings.name, num_classes=num_classes, **drops)
     if settings.weights:
         weights = zoo.find_weights(settings.name, settings.weights)
         logger.info("%s: %s", weights, zoo.load_weights(network, weights, reset_head=True))

@@ -20,6 +20,7 @@ from .zoo import MAX_SIDE, VARIANTS, InputSpec, canonical, input_spec
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")
 OPTIMIZERS = ("adamw", "adam", "sgd", "lamb")
 SCHEDULES = ("constant", "cosine", "onecycle", "step")
+PADDLE_MODELS = "paddle.vision.models."
 AMP_LEVELS = ("O0", "O1", "O2")
 MAX_BYTES = 1 << 16  # PyYAML takes 250 times a text's size in memory; the shipped recipes have under 1,000 bytes
 
@@ -34,11 +35,14 @@ class Model:
             one (see ``zoo.find_weights``); null for random weights. Its head is used where it has the
             data's number of classes, and drawn anew otherwise.
         drop_rate: dropout before the head, in [0, 1).
+        drop_path: stochastic depth: chance that a picture does without the depthwise half of the last block, in
+            [0, 1), rising linearly from 0 in the first one. Slow on a CPU, whose operator does not know it.
     """
 
     name: str
     weights: Optional[str] = None
     drop_rate: float = 0.0
+    drop_path: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +137,23 @@ class Finetune:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distill:
+    """A teacher whose logits the network learns from, see ``distill.Teacher``.
+
+    Args:
+        teacher: a model of the zoo, or one of Paddle's own classifiers, such as paddle.vision.models.resnet18.
+        weights: its checkpoint, for the data's number of classes; of a model of the zoo as in model.weights.
+        temperature: what the logits of both are divided by.
+        alpha: share of the teacher in the loss, in (0, 1]; the rest is the labels'.
+    """
+
+    teacher: str
+    weights: str
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """A part of a run with pictures and batches of a size of its own.
 
@@ -192,6 +213,7 @@ class Recipe:
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
     finetune: Finetune = Finetune()
+    distill: Optional[Distill] = None
     input: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -229,6 +251,7 @@ class Recipe:
             ),
             ("schedule.gamma", 0 < self.schedule.gamma < 1, "a number between 0 and 1"),
             ("model.drop_rate", 0 <= self.model.drop_rate < 1, "a number in [0, 1)"),
+            ("model.drop_path", 0 <= self.model.drop_path < 1, "a number in [0, 1)"),
             ("data.workers", self.data.workers >= 0, "at least 0"),
             (
                 "data.val_fraction",
@@ -243,6 +266,7 @@ class Recipe:
             raise UserError("lamb without optimizer.weight_decay is adam; give it one, or take adam")
         self._check_schedule()
         self._check_finetune()
+        self._check_distill()
         if self.optimizer.name == "sgd" and self.optimizer.epsilon != Optimizer.epsilon:
             raise UserError("optimizer.epsilon has no effect on sgd; leave it out")
         self._check_data()
@@ -305,6 +329,19 @@ class Recipe:
             if stem and blocks < depth:
                 raise UserError(f"{key}.stem needs all {depth} blocks freed; the stem comes last")
             before = epoch, blocks, stem
+
+    def _check_distill(self) -> None:
+        distill = self.distill
+        if distill is None:
+            return
+        if not distill.teacher.startswith(PADDLE_MODELS):
+            canonical(distill.teacher)
+        if not 0 < distill.temperature < math.inf:
+            raise UserError(f"distill.temperature is {distill.temperature}; want a number above 0")
+        if not 0 < distill.alpha <= 1:
+            raise UserError(f"distill.alpha is {distill.alpha}; want a number in (0, 1]")
+        if distill.alpha == 1 and self.train.label_smoothing:
+            raise UserError("train.label_smoothing has no effect where distill.alpha is 1; leave it out")
 
     def _check_data(self) -> None:
         """Every data set has the keys it needs and none that would do nothing."""

@@ -7,6 +7,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import paddle
 
+from .distill import Teacher
 from .model import ConvMixer
 
 
@@ -19,11 +20,12 @@ class Trainer(paddle.Model):
 
     Args:
         average: a network of the same kind that is to hold the moving average of the weights.
+        teacher: sees every batch before the network does; the loss may ask it.
     """
 
-    def __init__(self, network: ConvMixer, average: Optional[ConvMixer] = None):
+    def __init__(self, network: ConvMixer, average: Optional[ConvMixer] = None, teacher: Optional[Teacher] = None):
         super().__init__(network)
-        self.average = average
+        self.average, self.teacher = average, teacher
 
     share = 1.0
     """Of a batch in the loss of the step."""
@@ -40,6 +42,8 @@ class Trainer(paddle.Model):
         self.share = 1 / len(batches)
         total = np.float32(0)
         for number, (images, *targets) in enumerate(batches, 1):
+            if self.teacher is not None:
+                self.teacher.look(images)
             (loss,), metrics = super().train_batch([images], targets, update=number == len(batches))
             total = total + loss
         return [total], metrics

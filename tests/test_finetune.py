@@ -113,6 +113,34 @@ def test_layers_do_not_thaw_in_several_processes(class_folders, tmp_path, monkey
         finetune.finetune(small(class_folders, *GRADUAL, "model.weights=w.pdparams"), tmp_path / "run")
 
 
+def test_phases_have_pictures_and_batches_of_their_own(class_folders, tmp_path, monkeypatch):
+    from ppconvmixer import callbacks
+    from ppconvmixer.trainer import Trainer
+
+    trained, evaluated, rates = [], [], []
+    step, engine = Trainer.train_batch, callbacks._Interruptible.__call__
+
+    def watch(self, inputs, labels=None, update=True):
+        trained.append(inputs[0].shape)
+        rates.append(self._optimizer.get_lr())
+        return step(self, inputs, labels, update)
+
+    monkeypatch.setattr(Trainer, "train_batch", watch)
+    monkeypatch.setattr(callbacks._Interruptible, "__call__", lambda *a: (evaluated.append(a[1].shape), engine(*a))[1])
+    ours = small(class_folders, "train.epochs=null", "train.batch_size=8", "schedule.name=cosine", "train.accumulate=2",
+                 "train.phases=[{epochs: 2, size: 16, batch_size: 4}, {epochs: 1, size: 24}, {epochs: 1}]")  # fmt: skip
+    finetune.finetune(ours, tmp_path / "run")
+    first, second, third = (
+        (2, 4, 3, 16, 16),
+        [(2, 8, 3, 24, 24), (1, 8, 3, 24, 24)],
+        [(2, 8, 3, 32, 32), (1, 8, 3, 32, 32)],
+    )
+    assert trained == [first] * 6 + second + third  # of 24 pictures
+    assert set(evaluated) == {(8, 3, 32, 32), (4, 3, 32, 32)}
+    assert rates == pytest.approx([0.01 * (1 + np.cos(np.pi * step / 10)) for step in range(10)])
+    assert card.read(tmp_path / "run/best.pdparams").input["size"] == 32
+
+
 def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path, monkeypatch):
     """Its numbers are NumPy's in float64, its figures those of a network that holds it, and the cards say what is what."""
     from visualdl import LogReader
