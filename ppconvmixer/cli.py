@@ -74,19 +74,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--logits", metavar="out.npy", help="write the logits, float32 (samples, classes)")
 
     command = _command(commands, _finetune, "finetune", "train a recipe, from scratch or from a checkpoint")
-    command.add_argument(
-        "-c", "--config", metavar="RECIPE", required=True, help="a YAML file, or the name of a shipped one"
-    )
-    command.add_argument(
-        *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],
-        help="change a setting, such as train.epochs=3",
-    )  # fmt: skip
+    _add_recipe(command)
     command.add_argument("--output", metavar="DIR", help="the run folder (default: runs/NAME-OF-THE-RECIPE)")
     command.add_argument("--resume", action="store_true", help="go on with the run there where it was last saved")
     command.add_argument(
         "--allow-changes", action="store_true", help="with --resume: go on although recipe or pictures changed"
     )
     command.add_argument("--overwrite", action="store_true", help="replace the run there")
+
+    command = commands.add_parser("inspect", help="look at what a recipe will do", description="Look at a recipe.")
+    aspects = command.add_subparsers(dest="aspect", metavar="WHAT", required=True)
+    command = _command(aspects, _schedule, "schedule", "show the learning rate of every layer over a run")
+    _add_recipe(command)
+    command.add_argument("--pictures", type=_positive, metavar="N", help="assume N training pictures, with no data")
+    command.add_argument("--output", metavar="schedule.png", help="draw it")
+    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
 
     command = _command(commands, _predict, "predict", "classify pictures")
     _add_network(command)
@@ -126,6 +128,16 @@ def _command(commands: Any, run: Any, name: str, summary: str) -> argparse.Argum
     command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     command.set_defaults(run=run)
     return command
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-c", "--config", metavar="RECIPE", required=True, help="a YAML file, or the name of a shipped one"
+    )
+    command.add_argument(
+        *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="change a setting, such as train.epochs=3",
+    )  # fmt: skip
 
 
 def _add_network(command: argparse.ArgumentParser) -> None:
@@ -326,6 +338,24 @@ def _finetune(options: argparse.Namespace) -> None:
         f"best epoch {result['best_epoch']}: top-1 {100 * result['top1']:.2f} %, loss {result['loss']:.4f} "
         f"on {result['samples']} pictures; weights: {result['weights']['path']}"
     )
+
+
+# --- inspect --------------------------------------------------------------------------------------
+
+
+def _schedule(options: argparse.Namespace) -> None:
+    from . import phases, rates
+    from . import recipe as recipes
+    from .finetune import open_data
+
+    recipe = recipes.load(options.config, options.override)
+    outputs = [options.output] if options.output else []
+    _check_outputs(outputs, [options.config])
+    samples = range(options.pictures) if options.pictures else open_data(recipe)[0]
+    facts = rates.describe(recipe, phases.create(recipe, lambda _: samples).counts)
+    if options.output:
+        rates.draw(facts, options.output)
+    _print(json.dumps(facts) if options.json else rates.table(facts))
 
 
 # --- predict --------------------------------------------------------------------------------------
