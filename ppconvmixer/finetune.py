@@ -17,6 +17,8 @@ from .datasets import Pictures
 from .errors import UserError
 from .files import sha256, write_text
 from .loader import Samples, TrainBatches
+from .losses import create_loss
+from .mixing import Mixing
 from .recipe import Recipe
 from .stopping import Stopped, StopWish
 from .transforms import eval_transform, train_transform
@@ -121,18 +123,17 @@ def _train(
     from . import callbacks as c
     from .optim import create_optimizer
 
-    settings, spec = recipe.train, recipe.input_spec()
+    settings, spec, num_classes = recipe.train, recipe.input_spec(), _num_classes(train)
     samples = Samples(train, train_transform(spec, recipe.augment), spec.size, seed=settings.seed)
-    data = TrainBatches(samples, settings.batch_size, recipe.data.workers)
+    mixing = Mixing(recipe.augment, num_classes, settings.label_smoothing) if recipe.augment.mixes else None
+    data = TrainBatches(samples, settings.batch_size, recipe.data.workers, mixing=mixing)
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
-    network = _network(recipe, train.classes, _num_classes(train))
+    network = _network(recipe, train.classes, num_classes)
     model = paddle.Model(network)
     model.prepare(
         create_optimizer(recipe, network, len(data)),
-        paddle.nn.CrossEntropyLoss(
-            **({"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {})
-        ),
+        create_loss(settings.label_smoothing, soft=recipe.augment.mixes),
         paddle.metric.Accuracy(name="top1"),
         amp_configs=amp,
     )

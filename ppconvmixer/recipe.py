@@ -15,6 +15,7 @@ import yaml
 from .augment import Augment
 from .errors import UserError, said, shown, unknown
 from .files import PathLike, read_text
+from .mixing import PAIR
 from .zoo import InputSpec, canonical, input_spec
 
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")
@@ -181,6 +182,10 @@ class Recipe:
             raise UserError("schedule.warmup_epochs has no effect on onecycle, which brings its own; leave one out")
         if self.optimizer.name == "sgd" and self.optimizer.epsilon != Optimizer.epsilon:
             raise UserError("optimizer.epsilon has no effect on sgd; leave it out")
+        if self.augment.mixes and self.train.batch_size % PAIR:
+            raise UserError(
+                f"train.batch_size is {self.train.batch_size}; pictures are mixed in pairs and want an even number"
+            )
         self._check_data()
 
     def _check_data(self) -> None:
