@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
-from typing import Any, Callable, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 
-from . import operations
+from . import operations, randaugment
 from .draws import Draws
-from .errors import UserError, shown, unknown
+from .errors import UserError, unknown
 
 ERASING_MODES = ("pixel", "const")
 TRIES = 10  # to find a rectangle that fits, in torchvision and timm alike
@@ -26,16 +25,23 @@ _ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), (0.3, 3.3)
 class Augment:
     """How training pictures are varied; the defaults leave them as evaluation sees them.
 
-    They are applied in the order of the official script: crop, flip, randaugment, jitter, erasing.
+    They are applied in the order of the official script: crop, flip, randaugment, jitter, erasing; then whole batches
+    are mixed.
 
     Args:
         crop_scale: smallest and largest share of the area a random crop keeps; null for the evaluation's crop.
         crop_ratio: smallest and largest width by height of that crop.
         hflip: chance to mirror left and right.
-        randaugment: ``n2-m12``: as torchvision's ``RandAugment(2, 12)``, two operations at magnitude 12 of 0 to 30.
+        randaugment: ``n2-m12``, as torchvision's ``RandAugment(2, 12)``, or timm's ``rand-m9-mstd0.5-inc1``; see
+            ``randaugment.parse``.
         color_jitter: brightness, contrast and saturation each change by a factor in [1 - c, 1 + c], in any order.
         erasing: chance to erase a rectangle of 1/50 to 1/3 of the area, after normalisation.
         erasing_mode: what takes its place: ``pixel`` (normal noise) or ``const`` (0, which is the mean colour).
+        mixup: parameter of the Beta distribution of the share a picture keeps when a whole other one is
+            blended in; 0 for none.
+        cutmix: the same, when a rectangle of another one is pasted in; 0 for none.
+        mix_prob: chance that a batch is mixed.
+        mix_switch_prob: chance of cutmix, where both are given.
     """
 
     crop_scale: Union[tuple[float, float], None] = None
@@ -45,6 +51,10 @@ class Augment:
     color_jitter: float = 0.0
     erasing: float = 0.0
     erasing_mode: str = "pixel"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch_prob: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio"):
@@ -64,8 +74,27 @@ class Augment:
             raise unknown("augment.erasing_mode", self.erasing_mode, ERASING_MODES)
         if not self.erasing and self.erasing_mode != Augment.erasing_mode:
             raise UserError("augment.erasing_mode has no effect without augment.erasing; leave it out")
+        self._check_mixing()
         if self.randaugment is not None:
-            parse_randaugment(self.randaugment)
+            randaugment.parse(self.randaugment)
+
+    def _check_mixing(self) -> None:
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; want a number from 0")
+        if not 0 < self.mix_prob <= 1:
+            raise UserError(f"augment.mix_prob is {self.mix_prob}; want a number above 0, at most 1")
+        if not 0 < self.mix_switch_prob < 1:
+            raise UserError(f"augment.mix_switch_prob is {self.mix_switch_prob}; want a number between 0 and 1")
+        if not self.mixes and self.mix_prob != Augment.mix_prob:
+            raise UserError("augment.mix_prob has no effect without augment.mixup or augment.cutmix; leave it out")
+        if not (self.mixup and self.cutmix) and self.mix_switch_prob != Augment.mix_switch_prob:
+            raise UserError("augment.mix_switch_prob has no effect without both augment.mixup and augment.cutmix")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed, and targets soft."""
+        return bool(self.mixup or self.cutmix)
 
 
 # --- rectangles ---------------------------------------------------------------------------------------
@@ -121,7 +150,7 @@ def erase(images: np.ndarray, draws: Draws, augment: Augment) -> None:
 
 def flip(pictures: np.ndarray, draws: Draws, chance: float) -> None:
     """Mirror some pictures left and right."""
-    _apply(pictures, draws.uniform("hflip") < chance, lambda chosen: chosen[:, :, ::-1])
+    operations.apply(lambda chosen: chosen[:, :, ::-1], pictures, draws.uniform("hflip") < chance)
 
 
 def jitter(pictures: np.ndarray, draws: Draws, strength: float) -> None:
@@ -131,72 +160,4 @@ def jitter(pictures: np.ndarray, draws: Draws, strength: float) -> None:
     factors = 1 - strength + 2 * strength * draws.uniform("jitter", len(kinds))
     for turn in order.T:
         for kind, operation in enumerate(kinds):
-            _apply(pictures, turn == kind, operation, factors[:, kind])
-
-
-def _apply(pictures: np.ndarray, chosen: np.ndarray, operation: Callable[..., np.ndarray], *levels: np.ndarray) -> None:
-    if chosen.any():
-        pictures[chosen] = operation(pictures[chosen], *(level[chosen] for level in levels))
-
-
-# --- RandAugment --------------------------------------------------------------------------------------
-
-BINS = 31  # magnitudes of torchvision's RandAugment, 0 to 30
-
-
-def parse_randaugment(text: str) -> RandAugment:
-    """Return what ``augment.randaugment`` means.
-
-    Raises:
-        UserError: it means nothing.
-    """
-    match = re.fullmatch(r"n([1-9]\d?)-m(\d\d?)", text)
-    if match is None or int(match[2]) >= BINS:
-        raise UserError(
-            f"augment.randaugment is {shown(text)}; want nN-mM, such as n2-m12: N operations at magnitude M, 0 to 30"
-        )
-    return RandAugment(int(match[1]), int(match[2]))
-
-
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
-    """torchvision's ``RandAugment(num_ops, magnitude)``: 14 operations, each as likely, nearest pixels, black fill."""
-
-    num_ops: int
-    magnitude: int
-
-    def __call__(self, pictures: np.ndarray, draws: Draws) -> None:
-        table = self.table(pictures.shape[1])
-        kinds = (draws.uniform("randaugment", self.num_ops) * len(table)).astype(int)
-        negative = draws.uniform("randaugment sign", self.num_ops) < 0.5
-        for turn in range(self.num_ops):
-            for kind, (operation, *levels) in enumerate(table.values()):
-                drawn = [np.where(negative[:, turn], *levels)] if levels else []
-                _apply(pictures, kinds[:, turn] == kind, operation, *drawn)
-
-    def table(self, side: int) -> dict[str, tuple[Any, ...]]:
-        """Return each operation, with its levels of negative and of positive sign where it has any.
-
-        torch holds these levels in single precision; the definition is followed in double precision here.
-        """
-        share = self.magnitude / (BINS - 1)
-
-        def both(operation: Any, most: float, origin: float = 0.0) -> tuple[Any, float, float]:
-            return operation, origin - most * share, origin + most * share
-
-        return {
-            "identity": (lambda pictures: pictures,),
-            "shear_x": both(operations.shear_x, 0.3),
-            "shear_y": both(operations.shear_y, 0.3),
-            "translate_x": both(operations.translate_x, 150 / 331 * side),
-            "translate_y": both(operations.translate_y, 150 / 331 * side),
-            "rotate": both(operations.rotate, 30.0),
-            "brightness": both(operations.brightness, 0.9, 1.0),
-            "color": both(operations.color, 0.9, 1.0),
-            "contrast": both(operations.contrast, 0.9, 1.0),
-            "sharpness": both(operations.sharpness, 0.9, 1.0),
-            "posterize": (operations.posterize, *[8 - round(4 * share)] * 2),
-            "solarize": (operations.solarize, *[255 - 255 * share] * 2),
-            "autocontrast": (operations.autocontrast,),
-            "equalize": (operations.equalize,),
-        }
+            operations.apply(operation, pictures, turn == kind, factors[:, kind])

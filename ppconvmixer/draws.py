@@ -37,6 +37,11 @@ class Draws:
         hashed = _mixed(self._stream(stream)[:, None] ^ counters)
         return ((hashed >> _BITS[3]) * 2.0**-53).reshape(len(self), *shape)
 
+    def normal(self, stream: str, *shape: int) -> np.ndarray:
+        """Return float64 (samples, *shape), normally distributed about 0 with variance 1 (Box and Muller 1958)."""
+        u = self.uniform(stream, *shape, 2)
+        return np.sqrt(-2 * np.log1p(-u[..., 0])) * np.cos(2 * np.pi * u[..., 1])
+
     def generator(self, stream: str, place: int) -> np.random.Generator:
         """Return a generator for the sample at ``place``, where many numbers are drawn for a few samples."""
         return np.random.Generator(np.random.Philox(key=int(self._stream(stream)[place])))

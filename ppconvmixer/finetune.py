@@ -17,6 +17,8 @@ from .datasets import Pictures
 from .errors import UserError
 from .files import sha256, write_text
 from .loader import Samples
+from .losses import create_loss
+from .mixing import Mixing
 from .recipe import Phase, Recipe
 from .stopping import Stopped, StopWish
 from .transforms import eval_transform, train_transform
@@ -127,24 +129,23 @@ def _train(
     from .optim import create_optimizer
     from .trainer import Trainer
 
-    settings, spec = recipe.train, recipe.input_spec()
+    settings, spec, num_classes = recipe.train, recipe.input_spec(), _num_classes(train)
 
     def samples(phase: Phase) -> Samples:
         resized = dataclasses.replace(spec, size=phase.size)
         return Samples(train, train_transform(resized, recipe.augment), phase.size, seed=settings.seed)
 
-    data = phases.create(recipe, samples)
+    mixing = Mixing(recipe.augment, num_classes, settings.label_smoothing) if recipe.augment.mixes else None
+    data = phases.create(recipe, samples, mixing)
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
-    network = _network(recipe, train.classes, _num_classes(train))
+    network = _network(recipe, train.classes, num_classes)
     network.freeze(recipe.frozen_layers(0))
     average = None
     if settings.ema:
-        average = zoo.create_model(recipe.model.name, num_classes=network.num_classes)
+        average = zoo.create_model(recipe.model.name, num_classes=num_classes)
         average.set_state_dict(network.state_dict())
-    loss = paddle.nn.CrossEntropyLoss(
-        **({"label_smoothing": settings.label_smoothing} if settings.label_smoothing else {})
-    )
+    loss = create_loss(settings.label_smoothing, soft=recipe.augment.mixes)
     teacher = None
     if recipe.distill:
         teacher = create_teacher(recipe, network.num_classes, train.classes, amp)

@@ -25,6 +25,7 @@ from . import distributed
 from .datasets import Pictures
 from .draws import Draws
 from .errors import UserError
+from .mixing import PAIR, Mixing
 from .transforms import Picture, Transform, decode
 
 SECONDS_A_SAMPLE = 60.0  # no picture takes so long; a worker that does not get on hangs (a dead network disk, say)
@@ -268,14 +269,23 @@ class TrainBatches:
     Args:
         epoch: of the first pass.
         skip: batches of the first pass that are done already.
+        mixing: yield mixed images and soft targets by it; its draws depend on (seed, epoch, number of the batch).
 
     Raises:
         UserError: while iterating, when a picture is broken; all broken ones are named.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, workers: int, epoch: int = 0, skip: int = 0):
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        workers: int,
+        epoch: int = 0,
+        skip: int = 0,
+        mixing: Optional[Mixing] = None,
+    ):
         self.samples, self.batch_size, self.workers = samples, batch_size, workers
-        self.epoch, self.skip = epoch, skip
+        self.epoch, self.skip, self.mixing = epoch, skip, mixing
         self.current = np.empty(0, np.int64)
         """The pictures of the batch under work."""
         self.global_batch = batch_size * distributed.WORLD
@@ -290,14 +300,17 @@ class TrainBatches:
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         order = np.random.default_rng((self.samples.seed, self.epoch)).permutation(len(self.samples))
         order = order[self.skip * self.global_batch : len(self) * self.global_batch]
-        epoch, self.epoch, self.skip = self.epoch, self.epoch + 1, 0
-        for batch in batches(
-            self.samples, order[distributed.RANK :: distributed.WORLD], self.batch_size, self.workers, epoch
-        ):
+        dealt = np.arange(len(order)) // (PAIR if self.mixing else 1) % distributed.WORLD
+        mine = order[dealt == distributed.RANK]
+        epoch, first, self.epoch, self.skip = self.epoch, self.skip, self.epoch + 1, 0
+        for number, batch in enumerate(batches(self.samples, mine, self.batch_size, self.workers, epoch), first):
             if not batch.readable.all():
                 raise broken(self.samples, self.workers)
             self.current = batch.indices
-            yield [batch.images, batch.labels]
+            targets = batch.labels
+            if self.mixing:
+                targets = self.mixing(batch.images, targets, Draws(self.samples.seed, epoch, [number]))
+            yield [batch.images, targets]
 
 
 def broken(samples: Samples, workers: int, limit: int = 0) -> UserError:

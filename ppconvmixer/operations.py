@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Callable
 
 import numpy as np
+from PIL import Image
 
 _CHUNK = 1 << 16  # pixels worked on at once: their indices and floats stay in a processor's cache
 _LEVELS = np.arange(256)
+
+
+def apply(operation: Callable[..., np.ndarray], pictures: np.ndarray, chosen: np.ndarray, *levels: np.ndarray) -> None:
+    """Do ``operation`` with the ``chosen`` pictures and their levels, in place."""
+    if chosen.any():
+        pictures[chosen] = operation(pictures[chosen], *(level[chosen] for level in levels))
 
 
 # --- tables: a new level for every old one ------------------------------------------------------------
@@ -39,6 +47,16 @@ def posterize(pictures: np.ndarray, bits: np.ndarray) -> np.ndarray:
 def solarize(pictures: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Invert the levels from the threshold on, as ``ImageOps.solarize`` does."""
     return np.where(pictures < thresholds[:, None, None, None], pictures, 255 - pictures)
+
+
+def solarize_add(pictures: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """Make the levels below 128 lighter by so much, as timm's operation of this name does."""
+    return _look_up(pictures, np.where(_LEVELS < 128, _LEVELS + added[:, None], _LEVELS).astype(np.uint8)[:, None])
+
+
+def invert(pictures: np.ndarray) -> np.ndarray:
+    """Take the negative, as ``ImageOps.invert`` does."""
+    return 255 - pictures
 
 
 def autocontrast(pictures: np.ndarray) -> np.ndarray:
@@ -115,44 +133,35 @@ def _blend(a: np.ndarray, b: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 # --- moving pixels ------------------------------------------------------------------------------------
 
+Matrix = tuple[float, float, float, float, float, float]
+"""(a, b, c, d, e, f): the pixel at (x, y) comes from (ax + by + c, dx + ey + f)."""
 
-def shear_x(pictures: np.ndarray, levels: np.ndarray) -> np.ndarray:
+
+def shear_x(level: float) -> Matrix:
     """Shift every row to the left by ``level`` times its distance from the top."""
-    return affine(pictures, [(1, level, 0, 0, 1, 0) for level in levels])
+    return 1, level, 0, 0, 1, 0
 
 
-def shear_y(pictures: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def shear_y(level: float) -> Matrix:
     """Shift every column upwards by ``level`` times its distance from the left."""
-    return affine(pictures, [(1, 0, 0, level, 1, 0) for level in levels])
+    return 1, 0, 0, level, 1, 0
 
 
-def translate_x(pictures: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Shift to the right by the whole pixels of a number."""
-    return affine(pictures, [(1, 0, -int(x), 0, 1, 0) for x in pixels])
+def shift(x: float, y: float) -> Matrix:
+    """Shift to the left and upwards by so many pixels."""
+    return 1, 0, x, 0, 1, y
 
 
-def translate_y(pictures: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Shift downwards by the whole pixels of a number."""
-    return affine(pictures, [(1, 0, 0, 0, 1, -int(y)) for y in pixels])
+def turn(degrees: float, width: int, height: int) -> Matrix:
+    """Turn counter-clockwise about the middle, with the rounding of ``Image.rotate``."""
+    angle, x, y = -math.radians(degrees % 360), width / 2, height / 2
+    c, s = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    return c, s, c * -x + s * -y + x, -s, c, -s * -x + c * -y + y
 
 
-def rotate(pictures: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """Turn counter-clockwise about the middle, by less than 180 degrees."""
-    x, y = pictures.shape[2] / 2, pictures.shape[1] / 2
-    matrices = []
-    for angle in -np.radians(degrees):
-        c, s = round(math.cos(angle), 15), round(math.sin(angle), 15)
-        matrices.append((c, s, c * -x + s * -y + 0.0 + x, -s, c, -s * -x + c * -y + 0.0 + y))
-    return affine(pictures, matrices)
-
-
-def affine(pictures: np.ndarray, matrices: list[tuple[float, ...]]) -> np.ndarray:
-    """``Image.transform`` with ``AFFINE`` and the nearest pixel; what lies outside is black.
-
-    Args:
-        matrices: for every picture (a, b, c, d, e, f): the pixel at (x, y) comes from (ax + by + c, dx + ey + f).
-    """
-    n, height, width, _ = pictures.shape
+def move(pictures: np.ndarray, matrices: list[Matrix]) -> np.ndarray:
+    """``Image.transform`` with ``AFFINE``, the nearest pixel, and black for what lies outside; a matrix a picture."""
+    height, width = pictures.shape[1:3]
     a, b, c, d, e, f = np.array(matrices, np.float64).T
     # Pillow counts in 16 bits of fraction, from the middle of the first pixel.
     a, b, c, d, e, f = (
@@ -164,13 +173,28 @@ def affine(pictures: np.ndarray, matrices: list[tuple[float, ...]]) -> np.ndarra
     for part in _chunks(pictures):
         x = ((c[part] + b[part] * rows) + a[part] * columns) >> 16
         y = ((f[part] + e[part] * rows) + d[part] * columns) >> 16
-        # Seen as unsigned, what is negative is large.
-        outside = (x.view(np.uint32) >= width) | (y.view(np.uint32) >= height)
+        outside = (x.view(np.uint32) >= width) | (y.view(np.uint32) >= height)  # unsigned, what is negative is large
         source = y * width + x + np.arange(len(x), dtype=np.int32)[:, None, None] * (height * width)
         source[outside] = 0
         moved = np.take(pictures[part].reshape(-1, 3), source, axis=0)
         moved[outside] = 0
         result[part] = moved
+    return result
+
+
+def move_smoothly(
+    pictures: np.ndarray, matrices: list[Matrix], bicubic: np.ndarray, fill: tuple[int, int, int]
+) -> np.ndarray:
+    """Move between pixels: by Pillow itself, since its sixteen weights a pixel are slow to apply in whole arrays.
+
+    Args:
+        bicubic: bool (N,); bilinear where it is False.
+        fill: the colour of what lies outside.
+    """
+    result = np.empty_like(pictures)
+    for place, (picture, matrix, cubic) in enumerate(zip(pictures, matrices, bicubic)):
+        image, filter_ = Image.fromarray(picture), Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+        result[place] = image.transform(image.size, Image.Transform.AFFINE, matrix, filter_, fillcolor=fill)
     return result
 
 

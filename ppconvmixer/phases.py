@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 
 from .loader import TrainBatches
+from .mixing import Mixing
 from .recipe import Phase, Recipe
 
 
@@ -55,8 +56,8 @@ class Epochs:
             yield [column[0][np.newaxis] if len(parts) == 1 else np.stack(column) for column in zip(*parts)]
 
 
-def create(recipe: Recipe, samples: Callable[[Phase], Any]) -> Epochs:
-    """Return the epochs of a recipe; ``samples`` makes the training samples of a phase."""
+def create(recipe: Recipe, samples: Callable[[Phase], Any], mixing: Optional[Mixing] = None) -> Epochs:
+    """Return the epochs of a recipe; ``samples`` makes the training samples of a phase, ``mixing`` mixes batches."""
     parts = recipe.phases()
-    batches = [TrainBatches(samples(part), part.batch_size, recipe.data.workers) for part in parts]
+    batches = [TrainBatches(samples(part), part.batch_size, recipe.data.workers, mixing=mixing) for part in parts]
     return Epochs([b for part, b in zip(parts, batches) for _ in range(part.epochs)], recipe.train.accumulate)

@@ -15,6 +15,7 @@ import yaml
 from .augment import Augment
 from .errors import UserError, said, shown, unknown
 from .files import PathLike, read_text
+from .mixing import PAIR
 from .zoo import MAX_SIDE, VARIANTS, InputSpec, canonical, input_spec
 
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")
@@ -269,6 +270,9 @@ class Recipe:
         self._check_distill()
         if self.optimizer.name == "sgd" and self.optimizer.epsilon != Optimizer.epsilon:
             raise UserError("optimizer.epsilon has no effect on sgd; leave it out")
+        odd = [phase.batch_size for phase in self.phases() if phase.batch_size % PAIR]
+        if self.augment.mixes and odd:
+            raise UserError(f"train.batch_size is {odd[0]}; pictures are mixed in pairs and want an even number")
         self._check_data()
 
     def _check_phases(self) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .augment import TRIES, Augment, crop_box, erase, flip, jitter, parse_randaugment
+from . import randaugment
+from .augment import TRIES, Augment, crop_box, erase, flip, jitter
 from .draws import Draws
 from .errors import UserError, said, unknown
 from .zoo import InputSpec
@@ -126,7 +127,8 @@ class Transform:
     def __init__(self, spec: InputSpec, backend: str = "pil", augment: Optional[Augment] = None):
         self.spec, self.augment = spec, augment or Augment()
         self._crop = eval_crop(spec, backend)
-        self._randaugment = self.augment.randaugment and parse_randaugment(self.augment.randaugment)
+        text = self.augment.randaugment
+        self._randaugment = randaugment.parse(text, spec.mean) if text else None
         self._mean, self._std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
 
     def __call__(self, picture: Picture, draws: Optional[Draws] = None) -> np.ndarray:

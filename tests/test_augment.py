@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from ppconvmixer import augment, transforms, zoo
+from ppconvmixer import augment, randaugment, transforms, zoo
 from ppconvmixer.augment import Augment
 from ppconvmixer.draws import Draws
 
@@ -47,39 +47,10 @@ def test_draws_are_even_and_independent():
     assert first.min() >= 0 and first.max() < 1
 
 
-# --- RandAugment --------------------------------------------------------------------------------------
-
-
-def test_randaugment_draws_its_operations_and_signs_evenly(monkeypatch):
-    seen = []
-    monkeypatch.setattr(augment, "_apply", lambda p, chosen, operation, *levels: seen.append((chosen, levels)))
-    augment.parse_randaugment("n3-m12")(pictures(1).repeat(6000, axis=0), Draws(0, 0, range(6000)))
-    assert len(seen) == 3 * 14
-    chosen = np.array([c for c, _ in seen]).reshape(3, 14, 6000)
-    assert (chosen.sum(axis=1) == 1).all()
-    kinds = chosen.argmax(axis=1)
-    assert stats.chisquare(np.bincount(kinds.ravel())).pvalue > CHANCE
-    for a, b in ((0, 1), (1, 2), (0, 2)):
-        assert stats.chi2_contingency(np.histogram2d(kinds[a], kinds[b], bins=14)[0]).pvalue > CHANCE
-    levels = seen[1][1][0]  # shear_x
-    assert set(np.round(levels, 12)) == {-0.12, 0.12}
-    assert stats.binomtest(int((levels > 0).sum()), 6000).pvalue > CHANCE
-
-
-def test_randaugment_applies_one_operation_after_the_other():
-    batch, draws = pictures(200), Draws(3, 1, range(200))
-    policy = augment.parse_randaugment("n2-m12")
-    found = batch.copy()
-    policy(found, draws)
-    table = list(policy.table(32).values())
-    kinds = (draws.uniform("randaugment", 2) * 14).astype(int)
-    signs = (draws.uniform("randaugment sign", 2) >= 0.5).astype(int)
-    for i in range(200):
-        one = batch[i : i + 1]
-        for kind, sign in zip(kinds[i], signs[i]):
-            operation, *levels = table[kind]
-            one = operation(one, *([np.array([levels[sign]])] if levels else []))
-        np.testing.assert_array_equal(found[i], one[0])
+def test_normal_draws_are_normal():
+    drawn = Draws(0, 0, range(20_000)).normal("a", 2)
+    assert drawn.shape == (20_000, 2) and stats.kstest(drawn.ravel(), "norm").pvalue > CHANCE
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 4 / np.sqrt(20_000)
 
 
 # --- erasing ------------------------------------------------------------------------------------------
@@ -132,7 +103,7 @@ def test_the_order_is_that_of_the_official_script(monkeypatch):
     order = []
     for name in ("flip", "jitter", "erase"):
         monkeypatch.setattr(transforms, name, lambda images, *_, name=name: order.append((name, images.dtype.name)))
-    monkeypatch.setattr(augment.RandAugment, "__call__", lambda *_: order.append(("randaugment", "uint8")))
+    monkeypatch.setattr(randaugment.RandAugment, "__call__", lambda *_: order.append(("randaugment", "uint8")))
     settings = Augment(hflip=0.5, randaugment="n2-m12", color_jitter=0.4, erasing=0.5)
     transforms.train_transform(SPEC, settings).finish(pictures(2), Draws(0, 0, [0, 1]))
     assert order == [("flip", "uint8"), ("randaugment", "uint8"), ("jitter", "uint8"), ("erase", "float32")]

@@ -96,6 +96,7 @@ def test_overrides():
         ("augment.crop_scale=null", "augment.crop_ratio has no effect without"),
         ("augment.erasing_mode=const", "augment.erasing_mode has no effect without augment.erasing"),
         ("augment.randaugment=m12-n2", "augment.randaugment is 'm12-n2'; want nN-mM"),
+        ("augment.mix_prob=0.5", "augment.mix_prob has no effect without augment.mixup or augment.cutmix"),
         ("input.sise=3", "unknown key of the input 'sise'; did you mean size"),
         ("train.seed=-1", "train.seed is -1"),
         ("train.amp=O3", "unknown train.amp 'O3'"),
@@ -139,6 +140,12 @@ def test_phases_say_what_they_leave_open():
     ours = recipe.load("digits", overrides)
     assert ours.phases() == (recipe.Phase(2, 16, 8), recipe.Phase(3, 32, 64)) and ours.epochs == 5
     assert recipe.from_dict(ours.to_dict()) == ours
+
+
+def test_an_odd_batch_cannot_be_mixed_in_pairs():
+    with pytest.raises(UserError, match="train.batch_size is 63; pictures are mixed in pairs"):
+        recipe.load("digits", ["augment.mixup=0.5", "train.batch_size=63"])
+    assert recipe.load("digits", ["augment.cutmix=1", "train.batch_size=62"]).augment.mixes
 
 
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "model: !!python/object:os.system {}", "\tx"])

@@ -27,6 +27,7 @@ def settings(class_folders, *overrides):
         *("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"),
         *("data.val_fraction=null", "train.epochs=3", "train.batch_size=8", "data.workers=0"),
         *("model.drop_rate=0.2", "augment.hflip=0.5", "train.save_minutes=0"),
+        *("augment.randaugment=n2-m12", "augment.erasing=0.3", "augment.mixup=0.5", "augment.cutmix=0.5"),
         *overrides,
     ]
 

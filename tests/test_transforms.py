@@ -156,7 +156,9 @@ def test_jitter_changes_brightness_within_bounds():
     "wrong",
     [{"crop_scale": (0.0, 1.0)}, {"crop_scale": (0.9, 0.5)}, {"crop_scale": (0.5, 2.0)}, {"crop_ratio": (0.5, 2.0)}]
     + [{"hflip": 1.5}, {"color_jitter": -0.1}, {"erasing": 2.0}, {"erasing_mode": "const"}, {"erasing_mode": "black"}]
-    + [{"randaugment": text} for text in ("", "n2", "m12", "n0-m3", "n2-m31", "n2-m12 ", "n2-m12-x", "N2-m12")],
+    + [{"randaugment": "n2"}, {"mixup": -1.0}, {"cutmix": float("inf")}, {"mix_prob": 0.5}, {"mix_switch_prob": 0.3}]
+    + [{"mix_prob": 0.0, "mixup": 1.0}, {"mix_switch_prob": 0.3, "mixup": 1.0}, {"mix_switch_prob": 0.3, "cutmix": 1.0}]
+    + [{"mix_switch_prob": 1.0, "mixup": 1.0, "cutmix": 1.0}],
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
