@@ -31,7 +31,6 @@ from .zoo import VARIANTS, canonical
 
 logger = logging.getLogger("ppconvmixer")
 
-PARTS = ("inference", "training", "data", "eval", "scaling")
 LIMIT = 60.0  # seconds that a contender may compute for a workload, once it has been measured
 TOLERANCE = 1e-3  # of the largest logit, or of the loss: more is another network, not another rounding
 GOALS = {  # what docs/performance.md shows

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from . import __version__, benchmark, card, checkpoint, distributed, download, layouts, zoo
+from . import __version__, card, checkpoint, distributed, download, layouts, peers, zoo
 from .engines import ENGINES, create_engine
 from .errors import UserError, printable, unknown
 from .files import atomic_write, sha256, table_path, write_text
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, _benchmark, "benchmark", "time the networks here against stock Paddle and other engines"
     )
     command.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"what to time: {', '.join(benchmark.PARTS)} (default: all)"
+        "parts", nargs="*", metavar="PART", help=f"what to time: {', '.join(peers.PARTS)} (default: all)"
     )
     command.add_argument("--model", metavar="NAME", help="this model instead of the usual ones")
     command.add_argument("--batch-size", type=_positive, nargs="+", metavar="N", help="these batches instead")
@@ -422,12 +422,12 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from . import performance
+    from . import benchmark, performance
 
-    parts = options.parts or benchmark.PARTS
+    parts = options.parts or peers.PARTS
     for part in parts:
-        if part not in benchmark.PARTS:
-            raise unknown("part", part, benchmark.PARTS)
+        if part not in peers.PARTS:
+            raise unknown("part", part, peers.PARTS)
     if options.picture and "scaling" not in parts:
         raise UserError("--picture draws the part scaling, which is not among those to time; leave one out")
     outputs = {name: Path(path) for name in ("output", "markdown", "picture") if (path := getattr(options, name))}

@@ -24,6 +24,8 @@ from .threads import threads
 from .zoo import Variant
 
 Step = Callable[[], Optional[np.ndarray]]
+PARTS = ("inference", "training", "data", "eval", "scaling")
+"""The tasks, and ``scaling``, which is inference of one network as its shape changes."""
 
 
 @dataclasses.dataclass(frozen=True)
