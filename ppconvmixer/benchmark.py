@@ -31,7 +31,8 @@ from .zoo import VARIANTS, canonical
 
 logger = logging.getLogger("ppconvmixer")
 
-LIMIT = 60.0  # seconds that a contender may compute for a workload, once it has been measured
+LIMIT = 20.0  # seconds that a contender may compute for a workload, once it has been measured
+LONG = 10.0  # seconds of a first step, compiling included, that make a second one to warm up superfluous
 TOLERANCE = 1e-3  # of the largest logit, or of the loss: more is another network, not another rounding
 GOALS = {  # what docs/performance.md shows
     "inference": [("convmixer_1024_20", (1, 4, 16)), ("convmixer_768_32", (1, 4, 16))],
@@ -225,8 +226,10 @@ def _serve(connection: Connection, workload: Workload, contender: str) -> None:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # frameworks comment on the number of threads
             step = peers.make(workload, contender)
+            started = time.perf_counter()
             result = step()
-            step()
+            if time.perf_counter() - started < LONG:
+                step()
     except Exception as error:  # whatever a peer raises, the benchmark must say whose it is
         known = isinstance(error, UserError)
         connection.send(error if known else UserError(f"{contender}: {type(error).__name__}: {error}"))
