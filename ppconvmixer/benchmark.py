@@ -32,6 +32,7 @@ from .zoo import VARIANTS, canonical
 logger = logging.getLogger("ppconvmixer")
 
 LIMIT = 20.0  # seconds that a contender may compute for a workload, once it has been measured
+PAUSE = 0.5  # seconds until the threads of the one before have stopped looking for work
 LONG = 10.0  # seconds of a first step, compiling included, that make a second one to warm up superfluous
 TOLERANCE = 1e-3  # of the largest logit, or of the loss: more is another network, not another rounding
 GOALS = {  # what docs/performance.md shows
@@ -146,6 +147,7 @@ def compare(workload: Workload, contenders: Sequence[str], rounds: int = 5, seco
         for i in range(rounds):
             for runner in runners[:: -1 if i % 2 else 1]:
                 if sum(runner.samples) * runner.steps < LIMIT or not runner.samples:
+                    time.sleep(PAUSE)
                     runner.sample(seconds)
         return Comparison(workload, tuple(runner.timing(runners[0]) for runner in runners))
     finally:
