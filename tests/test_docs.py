@@ -24,7 +24,7 @@ def test_every_test_that_a_promise_names_exists():
     assert named > 40
 
 
-@pytest.mark.parametrize("name", ["README.md", "README_zh.md", "docs/architecture.md", "docs/reliability.md"])
+@pytest.mark.parametrize("name", ["README.md", "README_zh.md", "docs/architecture.md", "docs/reliability.md", "docs/finetuning.md"])
 def test_links_lead_somewhere(name):
     page = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
@@ -38,3 +38,10 @@ def test_both_readmes_show_the_same_commands():
     ]
     strip = [[re.sub(r"\s+#.*", "", block) for block in found] for found in blocks]
     assert strip[0] == strip[1]
+
+
+def test_the_recipes_that_the_guide_names_are_there():
+    named = set(re.findall(r"`(?:configs/)?([\w*]+\.yaml)`", (ROOT / "docs/finetuning.md").read_text()))
+    assert len(named) > 8
+    for name in named:
+        assert list((ROOT / "configs").glob(name)), name
