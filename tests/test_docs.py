@@ -24,7 +24,9 @@ def test_every_test_that_a_promise_names_exists():
     assert named > 40
 
 
-@pytest.mark.parametrize("name", ["README.md", "README_zh.md", "docs/architecture.md", "docs/reliability.md", "docs/finetuning.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "README_zh.md", "docs/architecture.md", "docs/reliability.md", "docs/finetuning.md"]
+)
 def test_links_lead_somewhere(name):
     page = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
