@@ -39,7 +39,7 @@ logger = logging.getLogger("ppconvmixer")
 
 
 class Count(paddle.callbacks.Callback):
-    """Counts steps, pictures and seconds, and seeds Paddle (dropout) by the step.
+    """Counts steps, pictures and seconds, and seeds Paddle (dropout, drop path) by the step.
 
     So a run that goes on in the middle of an epoch draws and counts what an unbroken one does.
     """

@@ -4,7 +4,7 @@ A run folder keeps the last two, ``state-<steps taken>.safetensors``. Each carri
 own content, so that a damaged newest one gives way to the one before.
 
 No random state is kept, because there is none to keep: every draw of the data depends on (seed,
-epoch, index) and every draw of the network (dropout) on (seed, step), see ``callbacks.Count``.
+epoch, index) and every draw of the network (dropout, drop path) on (seed, step), see ``callbacks.Count``.
 """
 
 from __future__ import annotations

@@ -33,7 +33,16 @@ def test_every_test_that_a_promise_names_exists():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "README_zh.md", "docs/architecture.md", "docs/recipes.md", "docs/reliability.md"]
+    "name",
+    [
+        "README.md",
+        "README_zh.md",
+        "docs/architecture.md",
+        "docs/finetuning.md",
+        "docs/recipes.md",
+        "docs/reliability.md",
+        "docs/performance.md",
+    ],
 )
 def test_links_lead_somewhere(name):
     page = ROOT / name
@@ -75,3 +84,10 @@ def test_the_picture_of_the_augmentations_is_up_to_date():
         )
         # 256 dithered colours, and decoders of JPEG that differ by a level or two; another operation differs by more.
         assert np.abs(a - b).max() < 30 and np.abs(a - b).mean() < 1.5
+
+
+def test_the_recipes_that_the_guide_names_are_there():
+    named = set(re.findall(r"`(?:configs/)?([\w*]+\.yaml)`", (ROOT / "docs/finetuning.md").read_text()))
+    assert len(named) > 8
+    for name in named:
+        assert list((ROOT / "configs").glob(name)), name

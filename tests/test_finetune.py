@@ -7,6 +7,10 @@ import pytest
 from conftest import ROOT, random_state, write_layout
 
 from ppconvmixer import UserError, card, checkpoint, finetune, recipe, run_folder, run_state, zoo
+from ppconvmixer.engines import Dygraph
+from ppconvmixer.evaluate import evaluate
+from ppconvmixer.trained import Trained
+from ppconvmixer.transforms import eval_transform
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -145,9 +149,7 @@ def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path
     """Its numbers are NumPy's in float64, its figures those of a network that holds it, and the cards say what is what."""
     from visualdl import LogReader
 
-    from ppconvmixer import callbacks, evaluate
-    from ppconvmixer.engines import Dygraph
-    from ppconvmixer.transforms import eval_transform
+    from ppconvmixer import callbacks
 
     seen, figures = [], []
     original = callbacks.Count.on_train_batch_end
@@ -186,7 +188,7 @@ def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path
     for name, metrics in (("best", result), ("last", figures[2])):
         network = zoo.create_model("convmixer_tiny", tmp_path / f"run/{name}.pdparams", num_classes=3)
         samples = finetune.Samples(val, eval_transform(ours.input_spec()), 32)
-        assert evaluate.evaluate(Dygraph(network), samples, 8, 0).metrics()["loss"] == pytest.approx(metrics["loss"])
+        assert evaluate(Dygraph(network), samples, 8, 0).metrics()["loss"] == pytest.approx(metrics["loss"])
     (file,) = (tmp_path / "run/visualdl").iterdir()
     drawn = [row.value for row in LogReader(file_path=str(file)).get_data("scalar", "eval_ema/loss")]
     assert drawn == pytest.approx([figures[1]["loss"], figures[3]["loss"]])
@@ -262,24 +264,59 @@ def test_amp_without_a_gpu_is_said(class_folders, tmp_path, caplog):
     assert "needs a GPU; this run trains in float32" in caplog.text
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_a_step_of_every_shipped_recipe(path, class_folders, tmp_path):
-    """The recipe as it is, but for the pictures, their number, and the published weights (random ones here)."""
-    ours = recipe.load(path)
-    overrides = ["train.epochs=1", "train.batch_size=24", "data.workers=0", "schedule.warmup_epochs=0"]
-    if ours.input_spec().size > 32:
-        overrides.append("input.size=56")
-    if ours.data.dataset != "digits":
-        overrides += ["data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"]
-        overrides += ["data.val_fraction=null"]
+def scaled_down(ours, class_folders, folder):
+    """Overrides that make a recipe one of seconds: other pictures, the smallest network, four epochs."""
+    depth = zoo.VARIANTS[zoo.canonical(ours.model.name)].depth
+    overrides = ["model.name=convmixer_tiny", "train.batch_size=8", "data.workers=0", "input.size=32"]
+    overrides += ["data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"]
+    overrides += ["data.val_fraction=null"]
+    if ours.train.phases:
+        phases = [f"{{epochs: 1, size: {16 + 4 * i}, batch_size: {4 + i}}}" for i in range(len(ours.train.phases))]
+        overrides += [f"train.phases=[{', '.join(phases)}]", "train.batch_size=null"]
+    else:
+        overrides.append("train.epochs=4")
+    if ours.schedule.milestones:
+        overrides.append(f"schedule.milestones={[i + 1 for i in range(len(ours.schedule.milestones))]}")
+    overrides += [f"schedule.warmup_epochs={min(ours.schedule.warmup_epochs, 1)}"]
+    overrides += [f"train.accumulate={min(ours.train.accumulate, 2)}"]
+    if ours.finetune.unfreeze:
+        thaws = [
+            {"epoch": i + bool(thaw.epoch), "blocks": -(-thaw.blocks * 4 // depth), "stem": thaw.stem}
+            for i, thaw in enumerate(ours.finetune.unfreeze)
+        ]
+        overrides.append(f"finetune.unfreeze={json.dumps(thaws)}")
+    shape = {"dim": 64, "depth": 4, "kernel_size": 5, "patch_size": 4}
     if ours.model.weights:
-        variant = zoo.VARIANTS[ours.model.name]
-        shape = {key: getattr(variant, key) for key in ("dim", "depth", "kernel_size", "patch_size")}
-        weights = write_layout(tmp_path / "w.pdparams", random_state(**shape, num_classes=1000), "paddle-toolbox")
+        weights = write_layout(folder / "w.pdparams", random_state(**shape, num_classes=1000), "paddle-toolbox")
         overrides.append(f"model.weights={weights}")
-    result = finetune.finetune(recipe.load(path, overrides), tmp_path / "run")
-    assert np.isfinite(result["loss"])
-    assert checkpoint.read(tmp_path / "run/last.pdparams")["stem.2._mean"].any()
+    if ours.distill:
+        weights = write_layout(folder / "teacher.pdparams", random_state(**shape, num_classes=3))
+        overrides += ["distill.teacher=convmixer_tiny", f"distill.weights={weights}"]
+    return overrides
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_recipe_from_end_to_end(path, class_folders, tmp_path):
+    """Scaled down, it keeps every key that it has, and makes a run folder whose weights are what its result says."""
+    ours = recipe.load(path)
+    tiny = recipe.load(path, scaled_down(ours, class_folders, tmp_path))
+    kept, now = (
+        {key for key, value in recipe._flat(r.to_dict()).items() if value not in (None, (), [])} for r in (ours, tiny)
+    )
+    assert kept - now <= {"data.val_fraction", "train.batch_size"}
+    result = finetune.finetune(tiny, tmp_path / "run")
+    assert (
+        result["epochs"] == tiny.epochs and 1 <= result["best_epoch"] <= tiny.epochs and result["ema"] == ours.train.ema
+    )
+    names = {"best.pdparams", "last.pdparams", "best.json", "last.json", "recipe.yaml", "result.json", "log.txt"}
+    assert names <= {p.name for p in (tmp_path / "run").iterdir()}
+    network = Trained(tmp_path / "run/best.pdparams").create()
+    _, val = finetune.open_data(tiny)
+    spec = tiny.input_spec()
+    found = evaluate(Dygraph(network), finetune.Samples(val, eval_transform(spec), spec.size), 8, 0).metrics()
+    assert found["samples"] == result["samples"] == len(val)
+    assert 0 < result["loss"] < 10 and found["loss"] == pytest.approx(result["loss"], rel=1e-4)
+    assert found["top1"] == result["top1"]
 
 
 def test_contact_sheet(class_folders):

@@ -53,7 +53,7 @@ def assert_same_run(folder, whole):
         np.testing.assert_array_equal(ours.arrays[name], value, err_msg=name)
     timing = ("seconds", "epoch_seconds", "images_per_second")
     for key, value in theirs.run.items():
-        if key in ("metrics", "best_metrics"):
+        if key in ("metrics", "ema_metrics", "best_metrics"):
             assert {k: v for k, v in ours.run[key].items() if k not in timing} == {
                 k: v for k, v in value.items() if k not in timing
             }
@@ -76,12 +76,24 @@ def assert_same_run(folder, whole):
 
 
 @pytest.fixture(scope="module", params=["adamw", "sgd"])
-def whole(request, class_folders, tmp_path_factory):
-    """The settings and the folder of an unbroken run."""
+def whole(request, class_folders, tiny_weights, tmp_path_factory):
+    """The settings and the folder of an unbroken run; one kind has everything that adds to what a run must remember."""
     folder = tmp_path_factory.mktemp("whole") / request.param
-    overrides = settings(class_folders, f"optimizer.name={request.param}")
+    everything = [
+        *(f"model.weights={tiny_weights}", "model.drop_path=0.3", "train.accumulate=2", "train.ema=0.9"),
+        *("schedule={name: step, milestones: [1], warmup_epochs: 0.5}", "finetune.freeze=true"),
+        "finetune.unfreeze=[{epoch: 0, blocks: 1}, {epoch: 1, blocks: 4}, {epoch: 2, blocks: 4, stem: true}]",
+        *("finetune.layer_decay=0.8", "distill.teacher=convmixer_tiny", f"distill.weights={tiny_weights}"),
+        *("train.epochs=null", "train.batch_size=4"),
+        "train.phases=[{epochs: 1, size: 16}, {epochs: 1, size: 24, batch_size: 3}, {epochs: 1}]",
+    ]
+    more = everything if request.param == "everything" else [f"optimizer.name={request.param}"]
+    overrides = settings(class_folders, *more)
     train(overrides, folder)
     return overrides, folder
+
+
+all_kinds = pytest.mark.parametrize("whole", ["adamw", "sgd", "everything"], indirect=True)
 
 
 def stop_at(monkeypatch, callback, method, count):
@@ -97,6 +109,7 @@ def stop_at(monkeypatch, callback, method, count):
     monkeypatch.setattr(callback, method, watch)
 
 
+@all_kinds
 @pytest.mark.parametrize(
     ("method", "count", "steps"),
     [
@@ -120,13 +133,38 @@ def test_ctrl_c_saves_within_a_step_and_resume_goes_on_there(whole, tmp_path, mo
         assert result[key] == expected[key]
 
 
-def test_ctrl_c_during_the_evaluation_does_not_wait_for_its_end(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("whole", "call", "epochs"),
+    # Two batches an evaluation: in the second epoch's. Three, and the same again for the moving average: in that one's.
+    [("adamw", 3, 1), ("sgd", 3, 1), ("everything", 5, 0)],
+    indirect=["whole"],
+)
+def test_ctrl_c_during_the_evaluation_does_not_wait_for_its_end(whole, tmp_path, monkeypatch, call, epochs):
     overrides, folder = whole
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_at(patch, callbacks._Interruptible, "__call__", 3)  # two batches an evaluation: in the second one
+        stop_at(patch, callbacks._Interruptible, "__call__", call)
         train(overrides, tmp_path / "run")
     saved = run_state.read(tmp_path / "run").run
-    assert (saved["epochs"], saved["step"]) == (1, 3)
+    assert (saved["epochs"], saved["step"]) == (epochs, 3)
+    train(overrides, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", folder)
+
+
+@pytest.mark.parametrize("whole", ["everything"], indirect=True)
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_going_on_where_a_phase_begins(whole, tmp_path, monkeypatch, epoch):
+    """From the state that an epoch ended with: more layers thaw, and pictures and batches change, at the very first step."""
+    overrides, folder = whole
+    original = callbacks.Save.on_epoch_end
+
+    def end(self, number, logs=None):
+        original(self, number, logs)
+        if self.state.epochs == epoch:
+            raise RuntimeError("the power is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power is gone"):
+        patch.setattr(callbacks.Save, "on_epoch_end", end)
+        train(overrides, tmp_path / "run")
     train(overrides, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", folder)
 
@@ -179,7 +217,11 @@ def attempt(context, overrides, folder, at_operation=0, seconds=None):
     return process.exitcode == 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("whole", "workers"),
+    [("adamw", 0), ("adamw", 2), ("sgd", 0), ("sgd", 2), ("everything", 2)],
+    indirect=["whole"],
+)
 def test_killed_at_twenty_random_moments(whole, tmp_path, forkserver, workers):
     """The state is saved after every step here, so many a kill falls into a save."""
     overrides, folder = whole
