@@ -124,7 +124,7 @@ def _train(
     from .optim import create_optimizer
 
     settings, spec, num_classes = recipe.train, recipe.input_spec(), _num_classes(train)
-    samples = Samples(train, train_transform(spec, recipe.augment), spec.size, seed=settings.seed)
+    samples = Samples(train, train_transform(spec, recipe.augment), spec.size, seed=settings.seed, keep=True)
     mixing = Mixing(recipe.augment, num_classes, settings.label_smoothing) if recipe.augment.mixes else None
     data = TrainBatches(samples, settings.batch_size, recipe.data.workers, mixing=mixing)
     amp = _amp(settings.amp)
@@ -141,7 +141,7 @@ def _train(
     data.epoch, data.skip = state.epochs, state.step
     if state.epochs and not state.step:
         c.export(folder, network, state, facts)  # the run may have been cut off just before it did
-    judge = Samples(val, eval_transform(spec), spec.size)
+    judge = Samples(val, eval_transform(spec), spec.size, keep=True)
     curves = c.VisualDL(
         state, folder / "visualdl", recipe, _sheet(samples, spec), saved.facts["curves"] if saved else 0
     )

@@ -53,20 +53,28 @@ class Batch:
 class Samples:
     """The map from (epoch, index) to a sample that the worker processes compute.
 
-    Small pictures are decoded once: their pixels are kept in memory that forked workers share.
-
     Args:
         size: side of the transformed picture, in pixels.
         seed: of a transform that varies pictures: a sample depends on (seed, epoch, index) alone, so that
             neither workers nor interruptions nor the rest of a batch change it.
+        keep: decode small pictures once, for many passes: the pixels stay in memory that forked workers share.
     """
 
-    def __init__(self, pictures: Pictures, transform: Transform, size: int, backend: str = "pil", seed: Any = None):
+    def __init__(
+        self,
+        pictures: Pictures,
+        transform: Transform,
+        size: int,
+        backend: str = "pil",
+        seed: Any = None,
+        keep: bool = False,
+    ):
         self.pictures, self.transform, self.size, self.backend, self.seed = pictures, transform, size, backend, seed
-        self._room = KEPT_BYTES // len(pictures)
-        self._kept = _shared((len(pictures), self._room), np.uint8)
-        self._shapes = _shared((len(pictures), 2), np.int32)
-        """Height and width of what is kept; 0 where nothing is."""
+        self._room = KEPT_BYTES // len(pictures) if keep else 0
+        if self._room:
+            self._kept = _shared((len(pictures), self._room), np.uint8)
+            self._shapes = _shared((len(pictures), 2), np.int32)
+            """Height and width of what is kept; 0 where nothing is."""
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -113,7 +121,7 @@ class Samples:
         return None if self.seed is None else Draws(self.seed, epoch, indices)
 
     def _picture(self, index: int) -> Picture:
-        height, width = self._shapes[index].tolist()
+        height, width = self._shapes[index].tolist() if self._room else (0, 0)
         if height:
             return self._kept[index, : height * width * 3].reshape(height, width, 3)
         try:
