@@ -28,6 +28,7 @@ setup(
     entry_points={"console_scripts": ["ppconvmixer = ppconvmixer.cli:main"]},
     install_requires=[
         "filelock>=3.12",
+        "matplotlib>=3.6",  # `inspect schedule`; VisualDL needs it anyway
         "numpy>=1.24,<2.4",  # Paddle 3.3 cannot turn tensors of shape [1] into numbers under NumPy 2.4
         "opencv-python>=4.8",
         "pillow>=9.4",
@@ -44,6 +45,7 @@ setup(
         # Exactly one of these two: both provide the module paddle.
         "cpu": ["paddlepaddle>=2.6.2"],
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
+        "peers": ["onnx>=1.14", "onnxruntime>=1.16", "openvino>=2023.3", "torch>=2.1"],  # of the benchmark
         "deploy": ["onnx>=1.14", "onnxruntime>=1.16", "openvino>=2023.3"],
         "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
     },

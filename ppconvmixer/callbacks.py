@@ -26,11 +26,14 @@ from .engines import Dygraph
 from .errors import UserError
 from .evaluate import evaluate
 from .files import write_text
-from .loader import Samples, TrainBatches
+from .loader import Samples
+from .optim import ema_decay
+from .phases import Epochs
 from .progress import Progress
 from .recipe import Recipe
 from .run_state import RunState
 from .stopping import StopWish
+from .trainer import Trainer
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -74,10 +77,25 @@ class Count(paddle.callbacks.Callback):
         state.end_epoch()
 
 
+class Thaw(paddle.callbacks.Callback):
+    """Trains more layers from the epochs on that the recipe says."""
+
+    def __init__(self, state: RunState, recipe: Recipe):
+        super().__init__()
+        self.state, self.recipe = state, recipe
+
+    def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
+        network, layers = self.model.network, self.recipe.frozen_layers(self.state.epochs)
+        if layers == network.frozen:
+            return
+        network.freeze(layers)
+        logger.info("epoch %d: all but the lowest %d layers are trained from now on", self.state.epochs + 1, layers)
+
+
 class Check(paddle.callbacks.Callback):
     """Stops at a loss that is no number and names the pictures it came from."""
 
-    def __init__(self, state: RunState, data: TrainBatches, folder: Path):
+    def __init__(self, state: RunState, data: Epochs, folder: Path):
         super().__init__()
         self.state, self.data, self.folder = state, data, folder
 
@@ -87,7 +105,7 @@ class Check(paddle.callbacks.Callback):
         if not bad:
             return
         loss, indices = bad[0]
-        names = [self.data.samples.pictures.names[i] for i in indices]
+        names = [self.data.batches[0].samples.pictures.names[i] for i in indices]
         file = self.folder / "not_finite.txt"
         if not distributed.RANK:
             write_text(file, "".join(f"{name}\n" for name in names))
@@ -96,6 +114,25 @@ class Check(paddle.callbacks.Callback):
             f"the loss is {loss} in epoch {self.state.epochs + 1}, step {self.state.step}; the batch held {shown} "
             f"(all in {file}); what was saved before is kept; try a smaller optimizer.lr or optimizer.clip_norm"
         )
+
+
+class Average(paddle.callbacks.Callback):
+    """Lets the network ``Trainer.average`` follow as the exponential moving average of the weights.
+
+    Batch-norm statistics are averaged like weights: so they are, to the first order, those of the averaged
+    network; those of the moment belong to weights that are some steps ahead.
+    """
+
+    def __init__(self, state: RunState, decay: float):
+        super().__init__()
+        self.state, self.decay = state, decay
+
+    def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
+        share = 1 - ema_decay(self.decay, self.state.steps)
+        theirs = self.model.network.state_dict()
+        with paddle.no_grad():
+            for name, value in self.model.average.state_dict().items():
+                value.lerp_(theirs[name].astype("float32"), share)
 
 
 class Evaluate(paddle.callbacks.Callback):
@@ -110,13 +147,18 @@ class Evaluate(paddle.callbacks.Callback):
         self.state, self.samples, self.recipe, self.amp, self.wish = state, samples, recipe, amp, wish
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
-        state, train, workers = self.state, self.recipe.train, self.recipe.data.workers
-        distributed.average_statistics(self.model.network)
-        engine = _Interruptible(self.model.network, self.amp, self.wish)
-        state.metrics = evaluate(engine, self.samples, train.batch_size, workers).metrics()
-        figure = state.metrics[train.monitor]
-        if state.improves(figure, train.monitor):
-            state.best, state.best_epoch, state.best_metrics = figure, state.epochs + 1, state.metrics
+        state, monitor = self.state, self.recipe.train.monitor
+        state.metrics = judged = self._metrics(self.model.network)
+        if self.model.average is not None:
+            state.ema_metrics = judged = self._metrics(self.model.average)
+        if state.improves(judged[monitor], monitor):
+            state.best, state.best_epoch, state.best_metrics = judged[monitor], state.epochs + 1, judged
+
+    def _metrics(self, network: Any) -> dict[str, Any]:
+        distributed.average_statistics(network)
+        engine = _Interruptible(network, self.amp, self.wish)
+        batch_size = self.recipe.phases()[-1].batch_size
+        return evaluate(engine, self.samples, batch_size, self.recipe.data.workers).metrics()
 
 
 class _Interruptible(Dygraph):
@@ -185,7 +227,8 @@ class VisualDL(paddle.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         names = ("loss", "top1", "top5", "images_per_second")
-        self._add("eval", self.state.epochs, {name: self.state.metrics[name] for name in names})
+        for part, metrics in (("eval", self.state.metrics), ("eval_ema", self.state.ema_metrics)):
+            self._add(part, self.state.epochs, {name: metrics[name] for name in names if metrics})
         self._add("train", self.state.epochs, {"images_per_second": logs["train"]["images_per_second"]})
 
     def flush(self) -> int:
@@ -207,9 +250,9 @@ class VisualDL(paddle.callbacks.Callback):
 class Tell(paddle.callbacks.Callback):
     """Tells a person how the run goes."""
 
-    def __init__(self, state: RunState, epochs: int, batch_size: int):
+    def __init__(self, state: RunState, data: Epochs):
         super().__init__()
-        self.state, self.epochs, self.batch_size = state, epochs, batch_size * distributed.WORLD
+        self.state, self.data, self.epochs = state, data, len(data.counts)
         self.progress: Optional[Progress] = None
 
     def close(self) -> None:
@@ -219,12 +262,14 @@ class Tell(paddle.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:
-            total = (self.params["steps"] - self.state.step) * self.batch_size
-            self.progress = Progress(total, f"epoch {self.state.epochs + 1}/{self.epochs}")
+            batches = self.data.batches[self.state.epochs]
+            total = min(len(batches) * batches.global_batch, len(batches.samples))
+            left = total - self.state.images * distributed.WORLD
+            self.progress = Progress(left, f"epoch {self.state.epochs + 1}/{self.epochs}")
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:
-            self.progress.advance(self.batch_size, loss=_loss(logs), top1=logs["top1"])
+            self.progress.advance(len(self.data.current) * distributed.WORLD, loss=_loss(logs), top1=logs["top1"])
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         if distributed.RANK:
@@ -232,9 +277,10 @@ class Tell(paddle.callbacks.Callback):
         self.progress.close()
         state, train = self.state, logs["train"]
         logger.info(
-            "epoch %d/%d: train loss %.4f, top-1 %.2f %%, %.1f img/s; eval loss %.4f, top-1 %.2f %%%s",
+            "epoch %d/%d: train loss %.4f, top-1 %.2f %%, %.1f img/s; eval %s%s%s",
             *(state.epochs, self.epochs, train["loss"], 100 * train["top1"], train["images_per_second"]),
-            *(state.metrics["loss"], 100 * state.metrics["top1"]),
+            _told(state.metrics),
+            f"; moving average {_told(state.ema_metrics)}" if state.ema_metrics else "",
             " (best so far)" if state.best_epoch == state.epochs else "",
         )
 
@@ -266,26 +312,40 @@ class Save(paddle.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         self.save()
-        export(self.folder, self.model.network, self.state, self.facts)
+        export(self.folder, self.model, self.state, self.facts)
 
     def save(self) -> None:
         """Save the state as it is now; all processes must call this together."""
-        distributed.average_statistics(self.model.network)
+        for network in filter(None, (self.model.network, self.model.average)):
+            distributed.average_statistics(network)
         if not distributed.RANK:
             run_state.save(self.folder, self.model, self.state, {**self.facts, "curves": self.curves.flush()})
         self.saved = time.monotonic()
 
 
-def export(folder: Path, network: Any, state: RunState, facts: Mapping[str, Any]) -> None:
-    """Write the weights of the epoch that just ended as the last, and as the best if they are, with their cards."""
+def export(folder: Path, model: Trainer, state: RunState, facts: Mapping[str, Any]) -> None:
+    """Write the weights of the epoch that just ended as the last, and as the best if they are, with their cards.
+
+    With a moving average, that is the best, while the last are the weights as the optimiser left them;
+    the card's ``ema`` says which.
+    """
     if distributed.RANK:
         return
-    weights = run_state.to_arrays(network.state_dict())
+    ema = facts["recipe"]["train"]["ema"]
+    _export(folder / "last.pdparams", model.network, facts, {**state.metrics, "epoch": state.epochs, "ema": None})
+    if state.best_epoch == state.epochs:
+        best = model.average or model.network
+        _export(folder / "best.pdparams", best, facts, {**state.best_metrics, "epoch": state.epochs, "ema": ema})
+
+
+def _export(path: Path, network: Any, facts: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+    checkpoint.write(path, run_state.to_arrays(network.state_dict()))
     about = card.Card(**facts["card"])
-    about = dataclasses.replace(about, facts={**about.facts, **state.metrics, "epoch": state.epochs})
-    for name in ("last", "best") if state.best_epoch == state.epochs else ("last",):
-        checkpoint.write(folder / f"{name}.pdparams", weights)
-        card.write(folder / f"{name}.pdparams", about)
+    card.write(path, dataclasses.replace(about, facts={**about.facts, **more}))
+
+
+def _told(metrics: Mapping[str, Any]) -> str:
+    return f"loss {metrics['loss']:.4f}, top-1 {100 * metrics['top1']:.2f} %"
 
 
 def _loss(logs: Mapping[str, Any]) -> float:

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from . import __version__, card, checkpoint, distributed, download, layouts, zoo
+from . import __version__, card, checkpoint, distributed, download, layouts, peers, zoo
 from .engines import ENGINES, create_engine
-from .errors import UserError, printable
+from .errors import UserError, printable, unknown
 from .files import atomic_write, sha256, table_path, write_text
 from .trained import Trained
 
@@ -74,19 +74,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--logits", metavar="out.npy", help="write the logits, float32 (samples, classes)")
 
     command = _command(commands, _finetune, "finetune", "train a recipe, from scratch or from a checkpoint")
-    command.add_argument(
-        "-c", "--config", metavar="RECIPE", required=True, help="a YAML file, or the name of a shipped one"
-    )
-    command.add_argument(
-        *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],
-        help="change a setting, such as train.epochs=3",
-    )  # fmt: skip
+    _add_recipe(command)
     command.add_argument("--output", metavar="DIR", help="the run folder (default: runs/NAME-OF-THE-RECIPE)")
     command.add_argument("--resume", action="store_true", help="go on with the run there where it was last saved")
     command.add_argument(
         "--allow-changes", action="store_true", help="with --resume: go on although recipe or pictures changed"
     )
     command.add_argument("--overwrite", action="store_true", help="replace the run there")
+
+    command = commands.add_parser("inspect", help="look at what a recipe will do", description="Look at a recipe.")
+    aspects = command.add_subparsers(dest="aspect", metavar="WHAT", required=True)
+    command = _command(aspects, _schedule, "schedule", "show the learning rate of every layer over a run")
+    _add_recipe(command)
+    command.add_argument("--pictures", type=_positive, metavar="N", help="assume N training pictures, with no data")
+    command.add_argument("--output", metavar="schedule.png", help="draw it")
+    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
 
     command = _command(commands, _predict, "predict", "classify pictures")
     _add_network(command)
@@ -102,6 +104,23 @@ def _parser() -> argparse.ArgumentParser:
         "--layout", choices=tuple(layouts.LAYOUTS), default=layouts.OURS, help="names to write (default: timm)"
     )
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
+
+    command = _command(
+        commands, _benchmark, "benchmark", "time the networks here against stock Paddle and other engines"
+    )
+    command.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"what to time: {', '.join(peers.PARTS)} (default: all)"
+    )
+    command.add_argument("--model", metavar="NAME", help="this model instead of the usual ones")
+    command.add_argument("--batch-size", type=_positive, nargs="+", metavar="N", help="these batches instead")
+    command.add_argument(
+        "--contenders", nargs="+", metavar="NAME", help="only these, such as ppconvmixer 'ONNX Runtime' (default: all)"
+    )
+    command.add_argument("--rounds", type=_positive, default=5, metavar="N", help="samples of each (default: 5)")
+    command.add_argument("--seconds", type=_positive, default=1, metavar="S", help="of a sample, at least (default: 1)")
+    command.add_argument("--output", metavar="result.json", help="write everything as JSON")
+    command.add_argument("--markdown", metavar="page.md", help="write a page of tables")
+    command.add_argument("--picture", metavar="page.png", help="draw how cost grows (part scaling)")
     return parser
 
 
@@ -109,6 +128,16 @@ def _command(commands: Any, run: Any, name: str, summary: str) -> argparse.Argum
     command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     command.set_defaults(run=run)
     return command
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-c", "--config", metavar="RECIPE", required=True, help="a YAML file, or the name of a shipped one"
+    )
+    command.add_argument(
+        *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="change a setting, such as train.epochs=3",
+    )  # fmt: skip
 
 
 def _add_network(command: argparse.ArgumentParser) -> None:
@@ -311,6 +340,24 @@ def _finetune(options: argparse.Namespace) -> None:
     )
 
 
+# --- inspect --------------------------------------------------------------------------------------
+
+
+def _schedule(options: argparse.Namespace) -> None:
+    from . import phases, rates
+    from . import recipe as recipes
+    from .finetune import open_data
+
+    recipe = recipes.load(options.config, options.override)
+    outputs = [options.output] if options.output else []
+    _check_outputs(outputs, [options.config])
+    samples = range(options.pictures) if options.pictures else open_data(recipe)[0]
+    facts = rates.describe(recipe, phases.create(recipe, lambda _: samples).counts)
+    if options.output:
+        rates.draw(facts, options.output)
+    _print(json.dumps(facts) if options.json else rates.table(facts))
+
+
 # --- predict --------------------------------------------------------------------------------------
 
 
@@ -369,3 +416,33 @@ def _convert(options: argparse.Namespace) -> None:
         f"{target} ({options.layout}, {framework}): "
         f"{layouts.describe(translation.state)}, {len(state)} entries"
     )
+
+
+# --- benchmark ------------------------------------------------------------------------------------
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from . import benchmark, performance
+
+    parts = options.parts or peers.PARTS
+    for part in parts:
+        if part not in peers.PARTS:
+            raise unknown("part", part, peers.PARTS)
+    if options.picture and "scaling" not in parts:
+        raise UserError("--picture draws the part scaling, which is not among those to time; leave one out")
+    outputs = {name: Path(path) for name in ("output", "markdown", "picture") if (path := getattr(options, name))}
+    _check_outputs([str(path) for path in outputs.values()], [])
+    report = benchmark.benchmark(
+        parts, options.model, options.batch_size, options.contenders, options.rounds, options.seconds
+    )
+    for comparison in report["comparisons"]:
+        _print(benchmark.line(comparison))
+    if "output" in outputs:
+        write_text(outputs["output"], json.dumps(report, indent=2) + "\n")
+    if "picture" in outputs:
+        performance.draw(report, outputs["picture"])
+    if "markdown" in outputs:
+        picture = outputs.get("picture")
+        shown = picture and os.path.relpath(picture, outputs["markdown"].parent)
+        command = " ".join(["ppconvmixer benchmark", *options.parts])
+        write_text(outputs["markdown"], performance.markdown(report, command, shown))

@@ -12,14 +12,14 @@ from typing import Any, Optional
 
 import numpy as np
 
-from . import card, datasets, distributed, run_folder, run_state, sources, zoo
+from . import card, datasets, distributed, phases, run_folder, run_state, sources, zoo
 from .datasets import Pictures
 from .errors import UserError
 from .files import sha256, write_text
-from .loader import Samples, TrainBatches
+from .loader import Kept, Samples
 from .losses import create_loss
 from .mixing import Mixing
-from .recipe import Recipe
+from .recipe import Phase, Recipe
 from .stopping import Stopped, StopWish
 from .transforms import eval_transform, train_transform
 from .zoo import InputSpec
@@ -68,6 +68,10 @@ def finetune(
         UserError: a setting, path or picture is wrong, or ``folder`` holds a run that this call must not touch.
         Stopped: after Ctrl-C or SIGTERM; the state of the last step is saved.
     """
+    if distributed.WORLD > 1 and len({recipe.frozen_layers(epoch) for epoch in range(recipe.epochs)}) > 1:
+        raise UserError(  # its reducer knows the layers that were trained when it was made, and ends the process later
+            "finetune.unfreeze needs a single process: Paddle's DataParallel does not take in layers that thaw later"
+        )
     distributed.start()
     if resume and not (folder / "recipe.yaml").is_file():
         raise UserError(f"there is nothing to resume in {folder}; leave --resume out to start")
@@ -121,43 +125,58 @@ def _train(
     import paddle
 
     from . import callbacks as c
+    from .distill import create_teacher
     from .optim import create_optimizer
+    from .trainer import Trainer
 
     settings, spec, num_classes = recipe.train, recipe.input_spec(), _num_classes(train)
-    samples = Samples(train, train_transform(spec, recipe.augment), spec.size, seed=settings.seed, keep=True)
+
+    kept = Kept(len(train))
+
+    def samples(phase: Phase) -> Samples:
+        resized = dataclasses.replace(spec, size=phase.size)
+        return Samples(train, train_transform(resized, recipe.augment), phase.size, seed=settings.seed, kept=kept)
+
     mixing = Mixing(recipe.augment, num_classes, settings.label_smoothing) if recipe.augment.mixes else None
-    data = TrainBatches(samples, settings.batch_size, recipe.data.workers, mixing=mixing)
+    data = phases.create(recipe, samples, mixing)
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
     network = _network(recipe, train.classes, num_classes)
-    model = paddle.Model(network)
-    model.prepare(
-        create_optimizer(recipe, network, len(data)),
-        create_loss(settings.label_smoothing, soft=recipe.augment.mixes),
-        paddle.metric.Accuracy(name="top1"),
-        amp_configs=amp,
-    )
+    network.freeze(recipe.frozen_layers(0))
+    average = None
+    if settings.ema:
+        average = zoo.create_model(recipe.model.name, num_classes=num_classes)
+        average.set_state_dict(network.state_dict())
+    loss = create_loss(settings.label_smoothing, soft=recipe.augment.mixes)
+    teacher = None
+    if recipe.distill:
+        teacher = create_teacher(recipe, network.num_classes, train.classes, amp)
+        loss = teacher.loss(loss)
+    model = Trainer(network, average, teacher)
+    model.prepare(create_optimizer(recipe, network, data.counts), loss, paddle.metric.Accuracy(name="top1"), amp)
     state = run_state.restore(saved, model) if saved else run_state.RunState()
     data.epoch, data.skip = state.epochs, state.step
     if state.epochs and not state.step:
-        c.export(folder, network, state, facts)  # the run may have been cut off just before it did
-    judge = Samples(val, eval_transform(spec), spec.size, keep=True)
+        c.export(folder, model, state, facts)  # the run may have been cut off just before it did
+    judge = Samples(val, eval_transform(spec), spec.size, kept=Kept(len(val)))
     curves = c.VisualDL(
-        state, folder / "visualdl", recipe, _sheet(samples, spec), saved.facts["curves"] if saved else 0
+        state, folder / "visualdl", recipe, _sheet(data.batches[0].samples, spec), saved.facts["curves"] if saved else 0
     )
-    tell = c.Tell(state, settings.epochs, settings.batch_size)
+    tell = c.Tell(state, data)
     save = c.Save(state, folder, facts, curves, wish, settings.save_minutes)
     steps = [
         paddle.callbacks.LRScheduler(),  # Paddle would put it last, after the state was saved
+        c.Thaw(state, recipe),
         c.Evaluate(state, judge, recipe, amp, wish),
         c.Count(state, settings.seed),
         c.Check(state, data, folder),
+        *([c.Average(state, settings.ema)] if settings.ema else []),
         c.EarlyStopping(state, settings.patience),
         curves,
         tell,
         save,
     ]
-    left = settings.epochs - state.epochs
+    left = recipe.epochs - state.epochs
     if settings.patience and state.epochs and state.epochs - state.best_epoch >= settings.patience:
         left = 0
     if left > 0:
@@ -179,6 +198,7 @@ def _train(
         "weights": {"path": str(best), "sha256": sha256(best)},
         "engine": "dygraph",
         **state.best_metrics,
+        "ema": settings.ema,
         "best_epoch": state.best_epoch,
         "epochs": state.epochs,
         "training_seconds": state.seconds,
@@ -219,7 +239,8 @@ def _card(recipe: Recipe, train: Pictures) -> card.Card:
 def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: int) -> Any:
     """Make the network; a checkpoint's head stays only if it tells the same classes apart."""
     settings = recipe.model
-    network = zoo.create_model(settings.name, num_classes=num_classes, drop_rate=settings.drop_rate)
+    drops = {"drop_rate": settings.drop_rate, "drop_path": settings.drop_path}
+    network = zoo.create_model(settings.name, num_classes=num_classes, **drops)
     if settings.weights:
         weights = zoo.find_weights(settings.name, settings.weights)
         logger.info("%s: %s", weights, zoo.load_weights(network, weights, reset_head=True))
@@ -243,11 +264,12 @@ def _sheet(samples: Samples, spec: InputSpec, columns: int = 8, rows: int = 4) -
     """Return a contact sheet of augmented pictures, uint8 (H, W, 3)."""
     count = min(columns * rows, len(samples))
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
-    sheet = np.full((rows, columns, spec.size, spec.size, 3), 255, np.uint8)
+    size = samples.size
+    sheet = np.full((rows, columns, size, size, 3), 255, np.uint8)
     picked = np.linspace(0, len(samples) - 1, count).astype(int)
     for place, index in enumerate(picked):
-        image = np.empty((1, 3, spec.size, spec.size), np.float32)
+        image = np.empty((1, 3, size, size), np.float32)
         if samples.fill(image, [index]).all():
             pixels = np.clip((image[0] * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
             sheet[divmod(place, columns)] = pixels.transpose(1, 2, 0)
-    return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * spec.size, columns * spec.size, 3)
+    return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)

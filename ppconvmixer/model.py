@@ -14,15 +14,35 @@ from .ops import mixer
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
-class Residual(nn.Layer):
-    """``x + fn(x)``."""
+def layer_id(name: str, depth: int) -> int:
+    """Return the layer that a parameter or a layer's name belongs to: 0 the stem, i + 1 block i, depth + 1 the head."""
+    part, *rest = name.split(".")
+    if part == "blocks":
+        return int(rest[0]) + 1
+    return 0 if part == "stem" else depth + 1
 
-    def __init__(self, fn: nn.Layer):
+
+class Residual(nn.Layer):
+    """``x + fn(x)``; in training, a picture does without ``fn`` by the chance ``drop_path``, in [0, 1).
+
+    What stays is divided by 1 - drop_path, so that the mean over the draws is what evaluation computes
+    (stochastic depth, Huang et al. 2016, as timm draws it: for every picture by itself).
+    """
+
+    def __init__(self, fn: nn.Layer, drop_path: float = 0.0):
         super().__init__()
-        self.fn = fn
+        self.fn, self.drop_path = fn, drop_path
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.fn(x) + x
+        y = self.fn(x)
+        if self.drops():
+            kept = paddle.rand([x.shape[0], 1, 1, 1]) >= self.drop_path
+            y = y * (kept.astype(y.dtype) / (1 - self.drop_path))
+        return y + x
+
+    def drops(self) -> bool:
+        """Tell whether pictures may do without ``fn`` now."""
+        return self.training and self.drop_path > 0
 
 
 class ConvMixer(nn.Layer):
@@ -39,6 +59,9 @@ class ConvMixer(nn.Layer):
         num_classes: outputs of the head; 0 leaves the head out and the model returns features.
         act: ``"gelu"`` or ``"relu"``.
         drop_rate: dropout before the head, in [0, 1).
+        drop_path: chance that a picture does without the depthwise half of the last block, in [0, 1); it rises
+            linearly from 0 in the first one. The pointwise half has no residual and is never dropped. The
+            CPU operator does not know it, so that the layers train.
 
     Input: float32 ``(N, in_chans, H, W)``, H and W at least ``patch_size``.
     Output: float32 ``(N, num_classes)`` logits, or ``(N, dim)`` when ``num_classes`` is 0.
@@ -54,6 +77,7 @@ class ConvMixer(nn.Layer):
         num_classes: int = 1000,
         act: str = "gelu",
         drop_rate: float = 0.0,
+        drop_path: float = 0.0,
     ):
         super().__init__()
         if act not in ACTIVATIONS:
@@ -69,13 +93,17 @@ class ConvMixer(nn.Layer):
         self.blocks = nn.Sequential(
             *[
                 nn.Sequential(
-                    Residual(nn.Sequential(*conv(dim, kernel_size, groups=dim, padding=_same(kernel_size)))),
+                    Residual(
+                        nn.Sequential(*conv(dim, kernel_size, groups=dim, padding=_same(kernel_size))),
+                        drop_path * i / max(depth - 1, 1),
+                    ),
                     *conv(dim, 1),
                 )
-                for _ in range(depth)
+                for i in range(depth)
             ]
         )
         self.as_made = mixer.structure(self)
+        self.frozen = 0
         self.dropout = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes)
 
@@ -83,6 +111,24 @@ class ConvMixer(nn.Layer):
         """Put a new, randomly initialised head of ``num_classes`` outputs in place; 0 removes it."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.dim, num_classes, **_uniform(self.dim)) if num_classes else nn.Identity()
+
+    def freeze(self, layers: int) -> None:
+        """Keep the lowest ``layers`` layers (see ``layer_id``) as they are in training, and train all others.
+
+        Their parameters get no gradient, and their norms take, and leave alone, the running statistics.
+        """
+        self.frozen = layers
+        for name, parameter in self.named_parameters():
+            if not name.endswith(("._mean", "._variance")):  # Paddle counts them among the parameters
+                parameter.stop_gradient = layer_id(name, len(self.blocks)) < layers
+        if self.training:
+            self.train()
+
+    def train(self) -> ConvMixer:
+        super().train()
+        for layer in [self.stem, *self.blocks, self.head][: self.frozen]:
+            layer.eval()
+        return self
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Return the feature map, ``(N, dim, H // patch_size, W // patch_size)``."""
@@ -92,7 +138,7 @@ class ConvMixer(nn.Layer):
     @paddle.jit.not_to_static
     def _fused(self, x: paddle.Tensor) -> bool:
         """Tell whether the CPU operator takes the place of the layers."""
-        return mixer.usable(self, x)
+        return mixer.usable(self, x) and not any(block[0].drops() for block in self.blocks)
 
     @paddle.jit.not_to_static  # a static graph knows sizes that are left open as -1, and its transcript as tensors
     def _check(self, x: paddle.Tensor) -> None:

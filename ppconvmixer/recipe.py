@@ -16,11 +16,12 @@ from .augment import Augment
 from .errors import UserError, said, shown, unknown
 from .files import PathLike, read_text
 from .mixing import PAIR
-from .zoo import InputSpec, canonical, input_spec
+from .zoo import MAX_SIDE, VARIANTS, InputSpec, canonical, input_spec
 
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("constant", "cosine", "onecycle")
+OPTIMIZERS = ("adamw", "adam", "sgd", "lamb")
+SCHEDULES = ("constant", "cosine", "onecycle", "step")
+PADDLE_MODELS = "paddle.vision.models."
 AMP_LEVELS = ("O0", "O1", "O2")
 MAX_BYTES = 1 << 16  # PyYAML takes 250 times a text's size in memory; the shipped recipes have under 1,000 bytes
 
@@ -35,11 +36,14 @@ class Model:
             one (see ``zoo.find_weights``); null for random weights. Its head is used where it has the
             data's number of classes, and drawn anew otherwise.
         drop_rate: dropout before the head, in [0, 1).
+        drop_path: stochastic depth: chance that a picture does without the depthwise half of the last block, in
+            [0, 1), rising linearly from 0 in the first one. Slow on a CPU, whose operator does not know it.
     """
 
     name: str
     weights: Optional[str] = None
     drop_rate: float = 0.0
+    drop_path: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +74,10 @@ class Optimizer:
     """How weights change.
 
     Args:
-        name: adamw, adam or sgd (momentum 0.9).
+        name: adamw, adam, sgd (momentum 0.9) or lamb.
         lr: the largest learning rate of the schedule.
-        weight_decay: decoupled for adamw, L2 for the others; biases and norms are left alone.
-        epsilon: of adamw and adam.
+        weight_decay: decoupled for adamw and lamb, L2 for the others; biases and norms are left alone.
+        epsilon: of all but sgd.
         clip_norm: the global gradient norm is cut to this; null for no cut.
     """
 
@@ -86,15 +90,83 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How the learning rate moves, step by step.
+    """How the learning rate moves, step by step; see ``optim.lr_factor``.
 
     Args:
-        name: constant, cosine (to 0) or onecycle (0 to lr at 2/5, lr/20 at 4/5, 0 at the end).
+        name: constant, cosine (to 0), onecycle (0 to lr at 2/5, lr/20 at 4/5, 0 at the end) or step (falls by gamma).
         warmup_epochs: linear rise at the start; onecycle brings its own.
+        milestones: of step, the whole epochs after which the rate falls; or
+        every: of step, the rate falls after every so many epochs.
+        gamma: of step, what the rate is multiplied by when it falls.
     """
 
     name: str = "cosine"
     warmup_epochs: float = 0.0
+    milestones: tuple[int, ...] = ()
+    every: Optional[int] = None
+    gamma: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfreeze:
+    """A step of gradual unfreezing.
+
+    Args:
+        epoch: after so many whole epochs; 0 is the start of the run.
+        blocks: so many blocks below the head are trained from then on.
+        stem: the stem as well, once all blocks are.
+    """
+
+    epoch: int
+    blocks: int
+    stem: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """Which layers are trained, from when on, and how fast; for a run that starts from weights.
+
+    Args:
+        freeze: keep all but the head as it is: no gradients, no decay, batch norm by its running statistics.
+        unfreeze: with freeze, more layers are trained from given epochs on, from the head down.
+        layer_decay: the learning rate of a layer by that of the one above it, in (0, 1]; the head takes the schedule's.
+    """
+
+    freeze: bool = False
+    unfreeze: tuple[Unfreeze, ...] = ()
+    layer_decay: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """A teacher whose logits the network learns from, see ``distill.Teacher``.
+
+    Args:
+        teacher: a model of the zoo, or one of Paddle's own classifiers, such as paddle.vision.models.resnet18.
+        weights: its checkpoint, for the data's number of classes; of a model of the zoo as in model.weights.
+        temperature: what the logits of both are divided by.
+        alpha: share of the teacher in the loss, in (0, 1]; the rest is the labels'.
+    """
+
+    teacher: str
+    weights: str
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with pictures and batches of a size of its own.
+
+    Args:
+        epochs: passes over the training part.
+        size: side of the training pictures, in pixels; null for the input's. Evaluation always takes the input's.
+        batch_size: pictures a batch, in each process; null for train.batch_size.
+    """
+
+    epochs: int
+    size: Optional[int] = None
+    batch_size: Optional[int] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +174,14 @@ class Train:
     """The run.
 
     Args:
-        epochs: passes over the training part.
-        batch_size: pictures a step, in each process.
+        epochs: passes over the training part; left out where there are phases.
+        batch_size: pictures a batch, in each process.
+        accumulate: batches a step of the optimiser, which takes the mean over all; schedule, EMA and step counts go by
+            such steps. The last step of an epoch is of the batches that are left.
+        phases: the run in parts, with smaller pictures first, say (progressive resizing); see ``Phase``.
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        ema: also keep a moving average of the weights, of which this share stays at every step (0.999, say), and
+            evaluate it; it is what monitor and patience go by, and what the best weights are. null for none.
         amp: mixed precision of Paddle on a GPU: O0 (off), O1 or O2.
         seed: of weights, held-out pictures, shuffling and augmentation.
         monitor: top1 or loss of the validation part; says which epoch is the best.
@@ -113,9 +190,12 @@ class Train:
             After every epoch, and at Ctrl-C or SIGTERM, it is saved anyway.
     """
 
-    epochs: int
-    batch_size: int
+    epochs: Optional[int] = None
+    batch_size: Optional[int] = None
+    accumulate: int = 1
+    phases: tuple[Phase, ...] = ()
     label_smoothing: float = 0.0
+    ema: Optional[float] = None
     amp: str = "O0"
     seed: int = 0
     monitor: str = "top1"
@@ -133,11 +213,14 @@ class Recipe:
     train: Train
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
+    finetune: Finetune = Finetune()
+    distill: Optional[Distill] = None
     input: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         canonical(self.model.name)
         self.input_spec()
+        self._check_phases()
         for key, value, known in (
             ("data.dataset", self.data.dataset, DATASETS),
             ("optimizer.name", self.optimizer.name, OPTIMIZERS),
@@ -148,8 +231,8 @@ class Recipe:
             if value not in known:
                 raise unknown(key, value, known)
         for key, fine, want in (
-            ("train.epochs", self.train.epochs >= 1, "at least 1"),
-            ("train.batch_size", self.train.batch_size >= 1, "at least 1"),
+            ("train.accumulate", self.train.accumulate >= 1, "at least 1"),
+            ("train.ema", self.train.ema is None or 0 < self.train.ema < 1, "a number between 0 and 1, or null"),
             ("train.label_smoothing", 0 <= self.train.label_smoothing < 1, "a number in [0, 1)"),
             ("train.seed", self.train.seed >= 0, "at least 0"),
             ("train.patience", self.train.patience >= 0, "at least 0"),
@@ -164,10 +247,12 @@ class Recipe:
             ),
             (
                 "schedule.warmup_epochs",
-                0 <= self.schedule.warmup_epochs <= self.train.epochs,
-                "between 0 and train.epochs",
+                0 <= self.schedule.warmup_epochs <= self.epochs,
+                "between 0 and the number of epochs",
             ),
+            ("schedule.gamma", 0 < self.schedule.gamma < 1, "a number between 0 and 1"),
             ("model.drop_rate", 0 <= self.model.drop_rate < 1, "a number in [0, 1)"),
+            ("model.drop_path", 0 <= self.model.drop_path < 1, "a number in [0, 1)"),
             ("data.workers", self.data.workers >= 0, "at least 0"),
             (
                 "data.val_fraction",
@@ -178,15 +263,89 @@ class Recipe:
             if not fine:
                 group, name = key.split(".")
                 raise UserError(f"{key} is {getattr(getattr(self, group), name)}; want {want}")
-        if self.schedule.name == "onecycle" and self.schedule.warmup_epochs:
-            raise UserError("schedule.warmup_epochs has no effect on onecycle, which brings its own; leave one out")
+        if self.optimizer.name == "lamb" and not self.optimizer.weight_decay:
+            raise UserError("lamb without optimizer.weight_decay is adam; give it one, or take adam")
+        self._check_schedule()
+        self._check_finetune()
+        self._check_distill()
         if self.optimizer.name == "sgd" and self.optimizer.epsilon != Optimizer.epsilon:
             raise UserError("optimizer.epsilon has no effect on sgd; leave it out")
-        if self.augment.mixes and self.train.batch_size % PAIR:
-            raise UserError(
-                f"train.batch_size is {self.train.batch_size}; pictures are mixed in pairs and want an even number"
-            )
+        odd = [phase.batch_size for phase in self.phases() if phase.batch_size % PAIR]
+        if self.augment.mixes and odd:
+            raise UserError(f"train.batch_size is {odd[0]}; pictures are mixed in pairs and want an even number")
         self._check_data()
+
+    def _check_phases(self) -> None:
+        """Epochs and batch sizes are said once, and make sense."""
+        train, patch = self.train, VARIANTS[canonical(self.model.name)].patch_size
+        for key in ("epochs", "batch_size"):
+            value, parts = getattr(train, key), [getattr(phase, key) for phase in train.phases]
+            if value is None and (not parts or None in parts):
+                raise UserError(f"train.{key} is missing" + (", and not every phase has its own" if parts else ""))
+            for name, number in (
+                (f"train.{key}", value),
+                *((f"train.phases[{i}].{key}", n) for i, n in enumerate(parts)),
+            ):
+                if number is not None and number < 1:
+                    raise UserError(f"{name} is {number}; want at least 1")
+        parts = [phase.epochs for phase in train.phases]
+        if parts and train.epochs not in (None, sum(parts)):
+            raise UserError(f"train.epochs is {train.epochs}, but the phases have {sum(parts)}; leave train.epochs out")
+        if parts and train.batch_size and all(phase.batch_size for phase in train.phases):
+            raise UserError("train.batch_size has no effect where every phase has its own; leave it out")
+        for i, phase in enumerate(train.phases):
+            if phase.size is not None and not patch <= phase.size <= MAX_SIDE:
+                raise UserError(f"train.phases[{i}].size is {phase.size}; want {patch} (a patch) to {MAX_SIDE} pixels")
+
+    def _check_schedule(self) -> None:
+        """The schedule step has its falls within the run and after the warm-up, and no other has any."""
+        schedule, epochs = self.schedule, self.epochs
+        if schedule.name == "onecycle" and schedule.warmup_epochs:
+            raise UserError("schedule.warmup_epochs has no effect on onecycle, which brings its own; leave one out")
+        if schedule.name != "step":
+            for key in ("milestones", "every", "gamma"):
+                if getattr(schedule, key) != getattr(Schedule, key):
+                    raise UserError(f"schedule.{key} has no effect on {schedule.name}; leave it out")
+            return
+        if bool(schedule.milestones) == (schedule.every is not None):
+            raise UserError("the schedule step needs either schedule.milestones or schedule.every")
+        falls = schedule.milestones or (schedule.every,)
+        if list(falls) != sorted(set(falls)) or falls[0] < max(1, schedule.warmup_epochs) or falls[-1] >= epochs:
+            key, value = ("milestones", list(falls)) if schedule.milestones else ("every", schedule.every)
+            raise UserError(f"schedule.{key} is {value}; want rising whole epochs after the warm-up and below {epochs}")
+
+    def _check_finetune(self) -> None:
+        """What is frozen is worth keeping, and thaws from the head down."""
+        finetune, depth, epochs = self.finetune, VARIANTS[canonical(self.model.name)].depth, self.epochs
+        if not 0 < finetune.layer_decay <= 1:
+            raise UserError(f"finetune.layer_decay is {finetune.layer_decay}; want a number in (0, 1]")
+        if finetune.unfreeze and not finetune.freeze:
+            raise UserError("finetune.unfreeze has no effect without finetune.freeze; set both or neither")
+        if finetune.freeze and not self.model.weights:
+            raise UserError("finetune.freeze would keep random weights as they are; give model.weights")
+        before = (-1, 0, False)
+        for i, (epoch, blocks, stem) in enumerate(map(dataclasses.astuple, finetune.unfreeze)):
+            key = f"finetune.unfreeze[{i}]"
+            if not before[0] < epoch < epochs:
+                raise UserError(f"{key}.epoch is {epoch}; want rising whole numbers from 0 on, below {epochs}")
+            if blocks > depth or (blocks, stem) <= before[1:]:
+                raise UserError(f"{key} frees {blocks} blocks; want more every time, and at most {depth}")
+            if stem and blocks < depth:
+                raise UserError(f"{key}.stem needs all {depth} blocks freed; the stem comes last")
+            before = epoch, blocks, stem
+
+    def _check_distill(self) -> None:
+        distill = self.distill
+        if distill is None:
+            return
+        if not distill.teacher.startswith(PADDLE_MODELS):
+            canonical(distill.teacher)
+        if not 0 < distill.temperature < math.inf:
+            raise UserError(f"distill.temperature is {distill.temperature}; want a number above 0")
+        if not 0 < distill.alpha <= 1:
+            raise UserError(f"distill.alpha is {distill.alpha}; want a number in (0, 1]")
+        if distill.alpha == 1 and self.train.label_smoothing:
+            raise UserError("train.label_smoothing has no effect where distill.alpha is 1; leave it out")
 
     def _check_data(self) -> None:
         """Every data set has the keys it needs and none that would do nothing."""
@@ -211,6 +370,27 @@ class Recipe:
     def input_spec(self) -> InputSpec:
         """Return the input of the model with the recipe's changes."""
         return input_spec(self.model.name, **{k: tuple(v) if isinstance(v, list) else v for k, v in self.input.items()})
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the phases of the run with nothing left open; without ``train.phases`` it is one."""
+        train, size = self.train, self.input_spec().size
+        parts = train.phases or (Phase(train.epochs),)
+        return tuple(Phase(part.epochs, part.size or size, part.batch_size or train.batch_size) for part in parts)
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of all phases."""
+        return sum(phase.epochs for phase in self.phases())
+
+    def frozen_layers(self, epoch: int) -> int:
+        """Return how many of the lowest layers (see ``model.layer_id``) are not trained in an epoch, counted from 0."""
+        if not self.finetune.freeze:
+            return 0
+        depth = VARIANTS[canonical(self.model.name)].depth
+        freed = [phase for phase in self.finetune.unfreeze if phase.epoch <= epoch]
+        if not freed:
+            return depth + 1
+        return 0 if freed[-1].stem else depth + 1 - freed[-1].blocks
 
     def to_dict(self) -> dict[str, Any]:
         """Return the complete recipe as JSON and YAML can write it."""
@@ -347,8 +527,11 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         return _mapping(value, key)
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
+        if kinds[-1] is ... and isinstance(value, (list, tuple)):
+            return tuple(_value(kinds[0], v, f"{key}[{i}]") for i, v in enumerate(value))
         if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            raise UserError(f"{key} is {shown(value)}; want a list of {len(kinds)} numbers")
+            count = "" if kinds[-1] is ... else f" of {len(kinds)} numbers"
+            raise UserError(f"{key} is {shown(value)}; want a list{count}")
         return tuple(_value(kind, v, key) for kind, v in zip(kinds, value))
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:

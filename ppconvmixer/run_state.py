@@ -25,6 +25,8 @@ from .errors import UserError
 if TYPE_CHECKING:
     import paddle
 
+    from .trainer import Trainer
+
 logger = logging.getLogger("ppconvmixer")
 
 KEPT = 2
@@ -51,6 +53,8 @@ class RunState:
     """Time the steps of all epochs before took."""
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The evaluation of the last whole epoch."""
+    ema_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """That of the moving average of the weights, where there is one."""
     best: Optional[float] = None
     """The monitored figure of the best epoch."""
     best_epoch: int = 0
@@ -72,7 +76,7 @@ class Saved:
     """What a state file holds.
 
     Args:
-        arrays: float32 by ``model/…``, ``optimizer/…`` and ``master/…``.
+        arrays: float32 by ``model/…``, ``ema/…``, ``optimizer/…`` and ``master/…``.
         facts: what the caller of ``save`` gave.
     """
 
@@ -89,16 +93,17 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.safetensors"), reverse=True)
 
 
-def save(folder: Path, model: paddle.Model, state: RunState, facts: Mapping[str, Any]) -> None:
-    """Write weights, optimiser, schedule, loss scale, counters and ``facts``, then drop what is too old.
+def save(folder: Path, model: Trainer, state: RunState, facts: Mapping[str, Any]) -> None:
+    """Write weights, average, optimiser, schedule, loss scale, counters and ``facts``, then drop what is too old.
 
     Raises:
         UserError: a weight is no number, or the file cannot be written; the files before are then as they were.
     """
-    # What was restored and not yet used by a step is held apart; Paddle 2.6 leaves it out of the state_dict.
-    optimizer = {**getattr(model._optimizer, "_accumulators_holder", {}), **model._optimizer.state_dict()}
+    optimizer = model._optimizer.state_dict()
     schedule, masters = optimizer.pop("LR_Scheduler", {}), optimizer.pop("master_weights", {})
     arrays = {f"model/{name}": value for name, value in to_arrays(model.network.state_dict()).items()}
+    if model.average is not None:
+        arrays |= {f"ema/{name}": value for name, value in to_arrays(model.average.state_dict()).items()}
     for name, parameter in model.network.named_parameters():
         if parameter.name in masters:
             arrays[f"master/{name}"] = _array(masters[parameter.name])
@@ -148,8 +153,8 @@ def read(folder: Path) -> Optional[Saved]:
     return None
 
 
-def restore(saved: Saved, model: paddle.Model) -> RunState:
-    """Bring ``model`` and its optimiser to where ``save`` found them; returns the counters.
+def restore(saved: Saved, model: Trainer) -> RunState:
+    """Bring ``model``, its optimiser and its average to where ``save`` found them; returns the counters.
 
     The optimiser's entries are kept by the structural names of the parameters: Paddle's automatic
     ones change with every layer built earlier in the process.
@@ -162,6 +167,7 @@ def restore(saved: Saved, model: paddle.Model) -> RunState:
     try:
         state = RunState(**saved.run)
         network = {name: saved.arrays[f"model/{name}"] for name in model.network.state_dict()}
+        average = {name: saved.arrays.get(f"ema/{name}", value) for name, value in network.items()}
         parameters = dict(model.network.named_parameters())
         optimizer: dict[str, Any] = {"LR_Scheduler": saved.schedule}
         for key, value in saved.arrays.items():
@@ -172,13 +178,29 @@ def restore(saved: Saved, model: paddle.Model) -> RunState:
                 masters = optimizer.setdefault("master_weights", {})
                 masters[parameters[name].name] = paddle.to_tensor(value)
         model.network.set_state_dict(network)
+        if model.average is not None:  # begins here where the run had none until now
+            model.average.set_state_dict(average)
         model._optimizer.set_state_dict(optimizer)
+        moved = {key.split("/")[1] for key in saved.arrays if key.startswith("optimizer/")}
+        _take_up(model._optimizer, [parameters[name] for name in parameters if name in moved])
         if saved.scaler:
             model._scaler = paddle.amp.GradScaler()
             model._scaler.load_state_dict({**saved.scaler, "scale": [saved.scaler["scale"]]})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{saved.path} does not fit this recipe ({error}); start again with --overwrite") from error
     return state
+
+
+def _take_up(optimizer: Any, parameters: list[paddle.Tensor]) -> None:
+    """Have the optimiser make the entries of ``parameters`` out of what it was given.
+
+    By itself it would with the next step, and then ask for entries of layers that were frozen until now.
+    """
+    import paddle
+    from paddle.base.layer_helper import LayerHelper
+
+    optimizer.helper = LayerHelper(type(optimizer).__name__)
+    optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
 
 
 def to_arrays(tensors: Mapping[str, Any]) -> checkpoint.State:

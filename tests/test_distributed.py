@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from ppconvmixer import checkpoint, run_state
+from ppconvmixer import checkpoint, finetune, recipe, run_state
 
 
 def command(script, arguments, log_dir):
@@ -75,6 +75,36 @@ def test_two_processes_train_one_model(tmp_path, class_folders):
     evaluated = json.loads((tmp_path / "r.json").read_text())
     assert evaluated["top1"] == trained["top1"] and evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-5)
     assert all(np.isfinite(v).all() for v in checkpoint.read(tmp_path / "run/best.pdparams").values())
+
+
+def frozen(class_folders, weights, *overrides):
+    return [
+        *("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"),
+        *("data.val_fraction=null", "data.workers=0", "train.epochs=2", "optimizer={name: sgd, lr: 0.1}"),
+        *(f"model.weights={weights}", "finetune.freeze=true", *overrides),
+    ]
+
+
+def test_two_processes_train_what_is_not_frozen(tmp_path, class_folders, tiny_weights):
+    more = ("train.batch_size=4", "finetune.unfreeze=[{epoch: 0, blocks: 2}]")
+    arguments = ["-c", "digits", "-o", *frozen(class_folders, tiny_weights, *more), "--output", tmp_path / "run"]
+    launch("tools/finetune.py", arguments, tmp_path / "log")
+    before, after = checkpoint.read(tiny_weights), checkpoint.read(tmp_path / "run/last.pdparams")
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith(("stem", "blocks.0", "blocks.1"))}
+
+
+def test_two_processes_of_two_batches_a_step_do_what_one_large_batch_does(tmp_path, class_folders, tiny_weights):
+    """With all norms frozen it makes no difference which pictures share a batch."""
+    settings = frozen(class_folders, tiny_weights, "train.batch_size=3", "train.accumulate=2")
+    launch("tools/finetune.py", ["-c", "digits", "-o", *settings, "--output", tmp_path / "two"], tmp_path / "log")
+    one = recipe.load("digits", frozen(class_folders, tiny_weights, "train.batch_size=12"))
+    finetune.finetune(one, tmp_path / "one")
+    ours, theirs = (checkpoint.read(tmp_path / name / "last.pdparams") for name in ("two", "one"))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
+    assert not np.array_equal(ours["head.weight"], checkpoint.read(tiny_weights)["head.weight"])
+    assert [run_state.read(tmp_path / name).run["steps"] for name in ("one", "two")] == [4, 4]
 
 
 def test_two_processes_stop_together_and_go_on(tmp_path, class_folders):

@@ -82,6 +82,124 @@ def test_early_stopping(class_folders, tmp_path):
     assert "stopping" in (tmp_path / "run/log.txt").read_text()
 
 
+GRADUAL = ["train.epochs=4", "finetune.freeze=true", "finetune.unfreeze=[{epoch: 1, blocks: 2}, {epoch: 3, blocks: 4}]"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
+def test_layers_thaw_at_their_epochs(class_folders, tmp_path, monkeypatch, optimizer):
+    from ppconvmixer import callbacks
+
+    state = random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=3)
+    weights = write_layout(tmp_path / "w.pdparams", state)
+    seen = [state]
+    original = callbacks.Save.on_epoch_end
+
+    def watch(self, epoch, logs=None):
+        seen.append(run_state.to_arrays(self.model.network.state_dict()))
+        original(self, epoch, logs)
+
+    monkeypatch.setattr(callbacks.Save, "on_epoch_end", watch)
+    overrides = [*GRADUAL, f"model.weights={weights}", f"optimizer.name={optimizer}", "optimizer.lr=0.1"]
+    finetune.finetune(small(class_folders, *overrides, "optimizer.weight_decay=0.1"), tmp_path / "run")
+    moved = [{n.rsplit(".", 1)[0] for n in a if not np.array_equal(a[n], b[n])} for a, b in zip(seen, seen[1:])]
+    parts = ("0.fn.0", "0.fn.2", "1", "3")
+    upper, lower = ({f"blocks.{i}.{part}" for i in blocks for part in parts} for blocks in ((2, 3), (0, 1)))
+    assert moved[0] == {"head"} and moved[1] == moved[2] == {"head"} | upper and moved[3] == {"head"} | upper | lower
+
+
+def test_layers_do_not_thaw_in_several_processes(class_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune.distributed, "WORLD", 2)
+    with pytest.raises(UserError, match=r"finetune\.unfreeze needs a single process"):
+        finetune.finetune(small(class_folders, *GRADUAL, "model.weights=w.pdparams"), tmp_path / "run")
+
+
+def test_phases_have_pictures_and_batches_of_their_own(class_folders, tmp_path, monkeypatch):
+    from ppconvmixer import callbacks
+    from ppconvmixer.trainer import Trainer
+
+    trained, evaluated, rates = [], [], []
+    step, engine = Trainer.train_batch, callbacks._Interruptible.__call__
+
+    def watch(self, inputs, labels=None, update=True):
+        trained.append(inputs[0].shape)
+        rates.append(self._optimizer.get_lr())
+        return step(self, inputs, labels, update)
+
+    monkeypatch.setattr(Trainer, "train_batch", watch)
+    monkeypatch.setattr(callbacks._Interruptible, "__call__", lambda *a: (evaluated.append(a[1].shape), engine(*a))[1])
+    ours = small(class_folders, "train.epochs=null", "train.batch_size=8", "schedule.name=cosine", "train.accumulate=2",
+                 "train.phases=[{epochs: 2, size: 16, batch_size: 4}, {epochs: 1, size: 24}, {epochs: 1}]")  # fmt: skip
+    finetune.finetune(ours, tmp_path / "run")
+    first, second, third = (
+        (2, 4, 3, 16, 16),
+        [(2, 8, 3, 24, 24), (1, 8, 3, 24, 24)],
+        [(2, 8, 3, 32, 32), (1, 8, 3, 32, 32)],
+    )
+    assert trained == [first] * 6 + second + third  # of 24 pictures
+    assert set(evaluated) == {(8, 3, 32, 32), (4, 3, 32, 32)}
+    assert rates == pytest.approx([0.01 * (1 + np.cos(np.pi * step / 10)) for step in range(10)])
+    assert card.read(tmp_path / "run/best.pdparams").input["size"] == 32
+
+
+def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path, monkeypatch):
+    """Its numbers are NumPy's in float64, its figures those of a network that holds it, and the cards say what is what."""
+    from visualdl import LogReader
+
+    from ppconvmixer import callbacks, evaluate
+    from ppconvmixer.engines import Dygraph
+    from ppconvmixer.transforms import eval_transform
+
+    seen, figures = [], []
+    original = callbacks.Count.on_train_batch_end
+
+    def watch(self, step, logs=None):
+        original(self, step, logs)
+        seen.append({n: v.astype(float) for n, v in run_state.to_arrays(self.model.network.state_dict()).items()})
+
+    monkeypatch.setattr(callbacks.Count, "on_train_batch_end", watch)
+    monkeypatch.setattr(callbacks, "_told", lambda metrics: (figures.append(metrics), "")[1])
+    ours = small(class_folders, "train.ema=0.8", "train.monitor=loss", "optimizer.lr=0.05", "model.drop_rate=0.1")
+    result = finetune.finetune(ours, tmp_path / "run")
+    paddle.seed(ours.train.seed)
+    average = {
+        n: v.numpy().astype(float) for n, v in finetune._network(ours, ("cat", "dog", "owl"), 3).state_dict().items()
+    }
+    averages = []
+    for step, weights in enumerate(seen, 1):
+        share = min(0.8, (1 + step) / (10 + step))
+        average = {n: share * v + (1 - share) * weights[n] for n, v in average.items()}
+        averages.append(average)
+    saved = run_state.read(tmp_path / "run")
+    assert len(averages) == 6
+    for name, value in averages[-1].items():
+        room = 1e-6 * max(np.abs(weights[name]).max() for weights in seen)
+        np.testing.assert_allclose(saved.arrays[f"ema/{name}"], value, rtol=0, atol=room, err_msg=name)
+    # The best weights are the average of the best epoch, the last ones those of the optimiser.
+    best, last = (checkpoint.read(tmp_path / f"run/{name}.pdparams") for name in ("best", "last"))
+    for name, value in averages[3 * result["best_epoch"] - 1].items():
+        np.testing.assert_allclose(best[name], value, rtol=0, atol=1e-5 * max(np.abs(value).max(), 1), err_msg=name)
+        np.testing.assert_array_equal(last[name], saved.arrays[f"model/{name}"], err_msg=name)
+    cards = [card.read(tmp_path / f"run/{name}.pdparams").facts for name in ("best", "last")]
+    assert [facts["ema"] for facts in cards] == [0.8, None] and result["ema"] == 0.8
+    assert cards[0]["loss"] == result["loss"] == min(figures[1]["loss"], figures[3]["loss"])
+    _, val = finetune.open_data(ours)
+    for name, metrics in (("best", result), ("last", figures[2])):
+        network = zoo.create_model("convmixer_tiny", tmp_path / f"run/{name}.pdparams", num_classes=3)
+        samples = finetune.Samples(val, eval_transform(ours.input_spec()), 32)
+        assert evaluate.evaluate(Dygraph(network), samples, 8, 0).metrics()["loss"] == pytest.approx(metrics["loss"])
+    (file,) = (tmp_path / "run/visualdl").iterdir()
+    drawn = [row.value for row in LogReader(file_path=str(file)).get_data("scalar", "eval_ema/loss")]
+    assert drawn == pytest.approx([figures[1]["loss"], figures[3]["loss"]])
+
+
+def test_a_moving_average_can_begin_later(class_folders, tmp_path):
+    finetune.finetune(small(class_folders, "train.epochs=1"), tmp_path / "run")
+    longer = small(class_folders, "train.epochs=2", "train.ema=0.9")
+    finetune.finetune(longer, tmp_path / "run", resume=True, allow_changes=True)
+    arrays = run_state.read(tmp_path / "run").arrays
+    assert not np.array_equal(arrays["ema/head.weight"], arrays["model/head.weight"])
+
+
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(class_folders, tmp_path, monkeypatch):
     from ppconvmixer import callbacks
 

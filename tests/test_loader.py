@@ -12,7 +12,7 @@ import pytest
 
 from ppconvmixer import UserError, datasets, loader, sources, transforms, zoo
 from ppconvmixer.augment import Augment
-from ppconvmixer.loader import Samples, TrainBatches, batches
+from ppconvmixer.loader import Kept, Samples, TrainBatches, batches
 from ppconvmixer.transforms import eval_transform, train_transform
 
 SPEC = zoo.InputSpec(16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
@@ -125,7 +125,7 @@ def test_small_pictures_are_decoded_once(with_broken, monkeypatch, workers, tmp_
 
     monkeypatch.setattr(loader, "decode", decode)
     transform = train_transform(SPEC, Augment((0.3, 1.0), hflip=0.5, randaugment="n2-m12"))
-    kept = Samples(with_broken, transform, 16, seed=0, keep=True)
+    kept = Samples(with_broken, transform, 16, seed=0, kept=Kept(6))
     fresh = Samples(with_broken, transform, 16, seed=0)
     for epoch in range(3):
         found = np.concatenate([batch.images for batch in batches(kept, range(6), 2, workers, epoch)])
@@ -139,9 +139,9 @@ def test_small_pictures_are_decoded_once(with_broken, monkeypatch, workers, tmp_
 def test_large_pictures_are_not_kept(pictures, monkeypatch):
     for room, fit in ((0, True), (-1, False)):
         monkeypatch.setattr(loader, "KEPT_BYTES", 24 * (52 * 44 * 3 + room))
-        samples = Samples(pictures, eval_transform(SPEC), 16, keep=True)
-        list(batches(samples, range(24), 5, 0))
-        assert samples._shapes.all() == samples._shapes.any() == fit
+        kept = Kept(24)
+        list(batches(Samples(pictures, eval_transform(SPEC), 16, kept=kept), range(24), 5, 0))
+        assert [kept.get(i) is not None for i in range(24)] == [fit] * 24
 
 
 class Spoilt:

@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from ppconvmixer import ConvMixer, UserError
+from ppconvmixer.model import Residual, layer_id
 
 
 def numpy_convmixer(state, x, kernel, patch, depth, act):
@@ -136,3 +137,74 @@ def test_dropout_acts_in_training_only():
     assert (model(x).numpy() != 0).all()
     model.train()
     assert 0.2 < (model(x).numpy() == 0).mean() < 0.8
+
+
+@pytest.mark.parametrize("operator", ["0", "1"])
+def test_frozen_layers_stay_as_they_are(operator, monkeypatch):
+    """Neither gradient, nor decay, nor the pictures' statistics change them; their output is that of evaluation."""
+    from ppconvmixer.ops import mixer
+
+    if operator == "0":
+        monkeypatch.setattr(mixer, "library", lambda: None)
+    model = randomised(dim=8, depth=2, kernel_size=3, patch_size=2, num_classes=5)
+    x = paddle.to_tensor(np.random.default_rng(1).standard_normal((4, 3, 12, 12)).astype(np.float32))
+    for layers in range(5):
+        model.freeze(layers)
+        model.train()
+        optimizer = paddle.optimizer.AdamW(0.1, parameters=model.parameters(), weight_decay=0.5)
+        before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+        for _ in range(2):
+            loss = (model(x) ** 2).sum()
+            if layers < 4:
+                loss.backward()
+            optimizer.step()
+            optimizer.clear_grad()
+        for name, value in model.state_dict().items():
+            same = np.array_equal(value.numpy(), before[name])
+            # A bias before a norm is not changed by its gradient, which is 0 to a rounding, but by adam and the decay.
+            assert same == (layer_id(name, 2) < layers), (layers, name)
+    model.freeze(3)
+    model.train()
+    trained = model(x).numpy()
+    model.eval()
+    np.testing.assert_allclose(trained, model(x).numpy(), rtol=0, atol=1e-5 * np.abs(trained).max())
+    model.freeze(0)
+    model.train()
+    assert all(layer.training for layer in model.sublayers())
+
+
+def test_drop_path_drops_whole_pictures_and_keeps_the_mean():
+    layer = Residual(paddle.nn.Identity(), drop_path=0.25)
+    x = paddle.to_tensor(np.random.default_rng(0).uniform(1, 2, (4000, 2, 3, 3)).astype(np.float32))
+    paddle.seed(5)
+    ratio = (layer(x) / x).numpy()
+    paddle.seed(5)
+    np.testing.assert_array_equal((layer(x) / x).numpy(), ratio)
+    assert (np.abs(ratio - ratio[:, :1, :1, :1]) < 1e-6).all()  # all of a picture alike
+    kept = ratio[:, 0, 0, 0] > 1.5
+    np.testing.assert_allclose(ratio[kept], 1 + 1 / 0.75, rtol=1e-6)
+    np.testing.assert_allclose(ratio[~kept], 1, rtol=0)
+    assert abs(kept.mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 4000)
+    layer.eval()
+    np.testing.assert_array_equal(layer(x).numpy(), 2 * x.numpy())
+
+
+def test_drop_path_rises_with_depth_and_spares_frozen_blocks(monkeypatch):
+    from ppconvmixer.ops import mixer
+
+    used = []
+    original = mixer.mix
+    monkeypatch.setattr(mixer, "mix", lambda *a, **k: (used.append(1), original(*a, **k))[1])
+    model = ConvMixer(8, 4, kernel_size=3, patch_size=2, num_classes=5, drop_path=0.3)
+    np.testing.assert_allclose([block[0].drop_path for block in model.blocks], [0, 0.1, 0.2, 0.3], rtol=1e-12)
+    assert model.blocks[0][0].drop_path == 0
+    x = paddle.randn([2, 3, 8, 8])
+    model(x)
+    assert not used  # the operator does not know it
+    model.eval()
+    model(x)
+    assert bool(used) == (mixer.library() is not None)
+    model.freeze(5)
+    model.train()
+    assert not any(block[0].drops() for block in model.blocks)
+    np.testing.assert_array_equal(model(x).numpy(), model(x).numpy())

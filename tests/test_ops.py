@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, random_state
 
 import ppconvmixer
+from ppconvmixer.model import layer_id
 from ppconvmixer.ops import build, mixer
 
 if build.library() is None:
@@ -210,6 +211,30 @@ def test_parameters_that_are_frozen_get_no_gradient():
     assert with_gradient and all(name.startswith(("blocks.1", "head")) for name in with_gradient)
 
 
+@pytest.mark.parametrize("layers", range(6))
+def test_the_way_back_ends_above_what_is_frozen(layers, monkeypatch):
+    """And finds for the rest what it finds with nothing frozen, the norms being in evaluation there as well."""
+    shape = {"dim": 32, "depth": 3, "kernel_size": 5, "patch_size": 2, "num_classes": 7}
+    images = paddle.to_tensor(np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32))
+    asked = []
+    original = mixer._Call.backward
+    monkeypatch.setattr(mixer._Call, "backward", lambda *a, **k: (asked.append(k["lowest"]), original(*a, **k)))
+    found = []
+    for frozen in (False, True):
+        model = network(**shape)
+        model.freeze(layers)
+        for parameter in () if frozen else model.parameters():
+            parameter.stop_gradient = parameter.name.endswith(("_mean", "_variance"))
+        (model(images) ** 2).sum().backward()
+        found.append({name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})
+    every, ours = found
+    assert set(ours) == {name for name in every if layer_id(name, 3) >= layers}
+    room = 0 if layers < 4 else 1e-6  # with all frozen another kernel computes, that of evaluation
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, every[name], rtol=0, atol=room * np.abs(every[name]).max(), err_msg=name)
+    assert asked == ([0, layers] if layers < 4 else [0])
+
+
 def test_two_ways_forward_before_one_back():
     """As distillation and gradient accumulation do; the memory of one must not be lent to the other."""
     model = network(dim=32, depth=2, kernel_size=5, patch_size=2)
@@ -361,7 +386,7 @@ int main() {
         float *memory = make(mixer_memory(&s, keep)), *d = make(mixer_map(&s));
         mixer_forward(&s, &stem, blocks.data(), images, pooled, result, memory, keep);
         if (keep)
-          mixer_backward(&s, &stem, blocks.data(), images, pooled, result, memory, &stem_gradients, gradients.data(), d);
+          mixer_backward(&s, &stem, blocks.data(), images, pooled, result, memory, &stem_gradients, gradients.data(), d, s.depth / 2);
         else {
           float* prepared = make(network_floats(&s));
           network_prepare(&s, &stem, blocks.data(), prepared);

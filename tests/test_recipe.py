@@ -52,6 +52,38 @@ def test_overrides():
         ("optimizer.clip_norm=0", "optimizer.clip_norm is 0.0"),
         ("schedule.name=linear", "unknown schedule.name 'linear'"),
         ("schedule.warmup_epochs=1", "no effect on onecycle"),
+        ("schedule.gamma=1", "schedule.gamma is 1.0"),
+        ("schedule.gamma=0.5", "schedule.gamma has no effect on onecycle"),
+        ("schedule.every=2", "schedule.every has no effect on onecycle"),
+        ("schedule.name=step", "needs either schedule.milestones or schedule.every"),
+        ("schedule={name: step, milestones: [2], every: 2}", "needs either schedule.milestones or schedule.every"),
+        ("schedule={name: step, milestones: [3, 3]}", r"milestones is \[3, 3\]; want rising"),
+        ("schedule={name: step, milestones: [3, 10]}", "after the warm-up and below 10"),
+        ("schedule={name: step, every: 2, warmup_epochs: 3}", "every is 2; want rising whole epochs after the warm-up"),
+        ("schedule={name: step, milestones: 3}", "schedule.milestones is 3; want a list"),
+        ("schedule={name: step, milestones: [1.5]}", r"schedule.milestones\[0\] is 1.5; want a whole number"),
+        ("optimizer={name: lamb, lr: 0.01}", "lamb without optimizer.weight_decay is adam"),
+        ("train.accumulate=0", "train.accumulate is 0; want at least 1"),
+        ("train.ema=1", "train.ema is 1.0; want a number between 0 and 1, or null"),
+        ("distill={teacher: convmixer_tny, weights: x}", "did you mean convmixer_tiny"),
+        ("distill={teacher: convmixer_tiny}", "the key distill.weights is missing"),
+        ("distill={teacher: convmixer_tiny, weights: x, temperature: 0}", "distill.temperature is 0.0"),
+        ("distill={teacher: convmixer_tiny, weights: x, alpha: 0}", r"distill.alpha is 0.0; want a number in \(0, 1\]"),
+        ("distill.alpha=0.5", "the key distill.teacher is missing"),
+        ("model.drop_path=1", r"model.drop_path is 1.0; want a number in \[0, 1\)"),
+        ("train.batch_size=0", "train.batch_size is 0; want at least 1"),
+        ("train.batch_size=null", "train.batch_size is missing"),
+        ("train.epochs=null", "train.epochs is missing"),
+        ("train={phases: [{epochs: 1}]}", "train.batch_size is missing, and not every phase has its own"),
+        ("train={phases: [{epochs: 0}], batch_size: 8}", r"train.phases\[0\].epochs is 0"),
+        ("train.phases=[{epochs: 2}, {epochs: 3}]", "train.epochs is 10, but the phases have 5"),
+        ("train.phases=[{epochs: 10, batch_size: 8}]", "train.batch_size has no effect where every phase has its own"),
+        ("train.phases=[{epochs: 10, size: 3}]", r"train.phases\[0\].size is 3; want 4 \(a patch\) to"),
+        ("train.phases=[{epochs: 10, sise: 3}]", r"train.phases\[0\].sise'; did you mean train.phases\[0\].size"),
+        ("train.phases=[3]", r"train.phases\[0\] is 3; want keys and values"),
+        ("finetune.layer_decay=0", "finetune.layer_decay is 0.0"),
+        ("finetune.freeze=true", "would keep random weights as they are; give model.weights"),
+        ("finetune.unfreeze=[{epoch: 1, blocks: 1}]", "no effect without finetune.freeze"),
         ("model.name=convmixer_tny", "did you mean convmixer_tiny"),
         ("model=3", "model is 3; want keys and values"),
         ("model.name.x=3", "model.name.x cannot be set"),
@@ -74,6 +106,40 @@ def test_every_mistake_is_named(override, message):
     with pytest.raises(UserError, match=message) as error:
         recipe.load("digits", [override])
     assert "digits.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ("{epoch: 10, blocks: 1}", r"unfreeze\[0\].epoch is 10; want rising whole numbers from 0 on, below 10"),
+        ("{epoch: -1, blocks: 1}", "epoch is -1"),
+        ("{epoch: 1, blocks: 2}, {epoch: 1, blocks: 3}", r"unfreeze\[1\].epoch is 1"),
+        ("{epoch: 1, blocks: 2}, {epoch: 2, blocks: 2}", "frees 2 blocks; want more every time, and at most 4"),
+        ("{epoch: 1, blocks: 5}", "frees 5 blocks"),
+        ("{epoch: 1, blocks: 0}", "frees 0 blocks"),
+        ("{epoch: 1, blocks: 3, stem: true}", "stem needs all 4 blocks freed"),
+        ("{epoch: 1}", r"the key finetune.unfreeze\[0\].blocks is missing"),
+    ],
+)
+def test_layers_thaw_from_the_head_down(phases, message):
+    frozen = ["model.weights=x.pdparams", "finetune.freeze=true"]
+    with pytest.raises(UserError, match=message):
+        recipe.load("digits", [*frozen, f"finetune.unfreeze=[{phases}]"])
+
+
+def test_how_many_layers_are_frozen():
+    frozen = ["model.weights=x.pdparams", "finetune.freeze=true"]
+    phases = "finetune.unfreeze=[{epoch: 1, blocks: 1}, {epoch: 3, blocks: 4}, {epoch: 5, blocks: 4, stem: true}]"
+    for overrides, expected in (([], [0] * 7), (frozen, [5] * 7), ([*frozen, phases], [5, 4, 4, 1, 1, 0, 0])):
+        ours = recipe.load("digits", overrides)
+        assert [ours.frozen_layers(epoch) for epoch in range(7)] == expected
+
+
+def test_phases_say_what_they_leave_open():
+    overrides = ["train.epochs=null", "train.phases=[{epochs: 2, size: 16, batch_size: 8}, {epochs: 3}]"]
+    ours = recipe.load("digits", overrides)
+    assert ours.phases() == (recipe.Phase(2, 16, 8), recipe.Phase(3, 32, 64)) and ours.epochs == 5
+    assert recipe.from_dict(ours.to_dict()) == ours
 
 
 def test_an_odd_batch_cannot_be_mixed_in_pairs():

@@ -18,6 +18,7 @@ from conftest import ROOT
 
 from ppconvmixer import UserError, callbacks, checkpoint, finetune, recipe, run_state
 from ppconvmixer.stopping import Stopped
+from ppconvmixer.trainer import Trainer
 
 
 def settings(class_folders, *overrides):
@@ -342,8 +343,8 @@ def test_weights_that_are_no_numbers_are_not_saved(stopped):
     before = {p: p.read_bytes() for p in run_state.files(run)}
     network = paddle.nn.Linear(2, 2)
     network.bias.set_value(np.array([1, np.inf], np.float32))
-    model = paddle.Model(network)
-    model.prepare(paddle.optimizer.Adam(parameters=network.parameters()))
+    model = Trainer(network)
+    model.prepare(paddle.optimizer.Adam(parameters=network.parameters()), paddle.nn.CrossEntropyLoss(), None, "O0")
     with pytest.raises(UserError, match="model/bias holds numbers that are not finite after step 7"):
         run_state.save(run, model, run_state.RunState(steps=7), {})
     assert {p: p.read_bytes() for p in run_state.files(run)} == before

@@ -26,7 +26,7 @@ from .. import download
 logger = logging.getLogger("ppconvmixer")
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("training.cpp", "inference.cpp"))
+SOURCES = tuple(FOLDER / name for name in ("training.cpp", "inference.cpp", "ceilings.cpp"))
 # The library is for this very processor; -ffast-math would undo the rounding that `exp_negative` relies on.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 COMPILE_SECONDS = 300
@@ -45,6 +45,18 @@ def library() -> Optional[ctypes.CDLL]:
     for name in ("mixer_memory", "mixer_map", "network_floats", "network_memory"):
         getattr(loaded, name).restype = ctypes.c_int64
     return loaded
+
+
+def ceilings(threads: int) -> Optional[tuple[float, float]]:
+    """Return the most multiply-accumulates and bytes a second of ``threads`` threads; None without a compiler."""
+    loaded = library()
+    if loaded is None:
+        return None
+    found = []
+    for function in (loaded.ceiling_macs, loaded.ceiling_bytes):
+        function.restype = ctypes.c_double
+        found.append(function(ctypes.c_int64(threads)))
+    return found[0], found[1]
 
 
 def _built() -> Path:

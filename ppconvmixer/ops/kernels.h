@@ -32,6 +32,7 @@ inline Rows transposed(const float* at, long width) { return {at, 1, width, V * 
 template <int R>
 void product(Rows a, const float* b, int depth, float* c, long cr, bool add) {
   vec sums[R][2];
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     sums[r][0] = add ? load(c + r * cr) : vec{};
     sums[r][1] = add ? load(c + r * cr + V) : vec{};
@@ -47,6 +48,7 @@ void product(Rows a, const float* b, int depth, float* c, long cr, bool add) {
     }
     column += ++k % V ? a.column : a.block - (V - 1) * a.column;
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     store(c + r * cr, sums[r][0]);
     store(c + r * cr + V, sums[r][1]);

@@ -88,7 +88,8 @@ class _Mixer(PyLayer):
         if ctx.memory is None:
             raise RuntimeError("the way back was gone already, and its memory is in use again; run forward anew")
         gradients = [paddle.empty(p.shape, "float32") for p in ctx.parameters]
-        ctx.call.backward(gradient, ctx.memory, gradients)
+        first = next(i for i, p in enumerate(ctx.parameters) if not p.stop_gradient)
+        ctx.call.backward(gradient, ctx.memory, gradients, lowest=(first + 4) // 8)  # four of the stem, eight a block
         _pool.give(ctx.memory)
         ctx.memory = None
         return (None, *(None if p.stop_gradient else g for p, g in zip(ctx.parameters, gradients)))
@@ -125,11 +126,13 @@ class _Call:
         _run(self.library.mixer_forward, self.shape, *self._inputs(), out, memory, keep)
         return out
 
-    def backward(self, gradient: paddle.Tensor, memory: np.ndarray, gradients: list[paddle.Tensor]) -> None:
-        """Fill ``gradients``, which come in the order of the parameters."""
+    def backward(
+        self, gradient: paddle.Tensor, memory: np.ndarray, gradients: list[paddle.Tensor], lowest: int
+    ) -> None:
+        """Fill ``gradients``, which come in the order of the parameters, down to those of the layer ``lowest``."""
         d = _pool.take(self.library.mixer_map(ctypes.byref(self.shape)))
         found = _table([g.data_ptr() for g in gradients])
-        arguments = (*self._inputs(), gradient.contiguous(), memory, found, found[4:], d)
+        arguments = (*self._inputs(), gradient.contiguous(), memory, found, found[4:], d, lowest)
         _run(self.library.mixer_backward, self.shape, *arguments)
         _pool.give(d)
 

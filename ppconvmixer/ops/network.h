@@ -74,11 +74,12 @@ extern "C" {
 int64_t mixer_memory(const Shape* shape, int64_t keep);
 int64_t mixer_map(const Shape* shape);
 
+// The way back ends with the layer `lowest`, 0 being the stem and i + 1 block i; gradients below are left as they are.
 void mixer_forward(const Shape* shape, const Stem* stem, const Block* blocks, const float* images, int64_t pooled,
                    float* out, float* memory, int64_t keep);
 void mixer_backward(const Shape* shape, const Stem* stem, const Block* blocks, const float* images, int64_t pooled,
                     const float* dout, float* memory, const StemGradients* stem_gradients, const Gradients* gradients,
-                    float* d);
+                    float* d, int64_t lowest);
 
 // Evaluation: floats of the prepared network, which depend on the pictures' size in nothing; its making; floats of the
 // memory that network_run works in; and the run, to feature maps (n, c, h, w), or pooled to their means (n, c).

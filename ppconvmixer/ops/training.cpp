@@ -149,6 +149,7 @@ void depthwise_forward(const Plan& s, const Block& block, Source before, float* 
       for (int i = 0; i < s.h; ++i)
         for (int j = 0; j < s.w; ++j) {
           long at = first + ((long)i * s.w + j) * s.cp;
+          prefetch(before.z + at + V);
           vec v = norm(Act::value(load(before.z + at)));
           store(x + at, v);
           store(&in[((long)(i + s.pad) * s.wp + j + s.pad) * V], v);
@@ -354,6 +355,7 @@ void depthwise_backward(const Plan& s, const Block& block, Source before, const 
       for (int i = 0; i < s.h; ++i)
         for (int j = 0; j < s.w; ++j) {
           long at = first + ((long)i * s.w + j) * s.cp;
+          for (const float* map : {z1, (const float*)d, x, (const float*)before.z}) prefetch(map + at + V);
           vec g, slope = Act::slope(load(z1 + at), g);
           vec v = slope * back(load(d + at), g);
           bias += v;
@@ -499,13 +501,13 @@ void forward(const Shape& shape, const Stem& stem, const Block* blocks, const fl
 template <class Act>
 void backward(const Shape& shape, const Stem& stem, const Block* blocks, const float* images, bool pooled,
               const float* dout, float* memory, const StemGradients& stem_gradients, const Gradients* gradients,
-              float* d) {
+              float* d, int64_t lowest) {
   Plan s(shape);
   Saved saved(memory, s, true);
   take_in(s, dout, pooled, d);
   Sums sums2(2 * s.cp);
   norm_sums<Act>(s, d, saved.last(shape.depth - 1), sums2);
-  for (int i = shape.depth - 1; i >= 0; --i) {
+  for (int i = shape.depth - 1; i >= 0 && i + 1 >= lowest; --i) {
     const Block& b = blocks[i];
     const Gradients& g = gradients[i];
     Source mixer = saved.mixer(i), last = saved.last(i);
@@ -516,6 +518,7 @@ void backward(const Shape& shape, const Stem& stem, const Block* blocks, const f
     sums2 = Sums(2 * s.cp);
     depthwise_backward<Act>(s, b, saved.last(i - 1), saved.x(i), mixer.z, norm1, d, g, sums2);
   }
+  if (lowest > 0) return;
   NormBack norm = norm_back(s, sums2, saved.stem.norm, stem.batch, stem_gradients.gamma, stem_gradients.beta);
   stem_backward<Act>(s, images, saved.stem.z, norm, d, stem_gradients);
 }
@@ -539,9 +542,9 @@ void mixer_forward(const Shape* shape, const Stem* stem, const Block* blocks, co
 
 void mixer_backward(const Shape* shape, const Stem* stem, const Block* blocks, const float* images, int64_t pooled,
                     const float* dout, float* memory, const StemGradients* stem_gradients,
-                    const Gradients* gradients, float* d) {
+                    const Gradients* gradients, float* d, int64_t lowest) {
   Threads threads(shape->threads);
   (shape->relu ? backward<Relu> : backward<Gelu>)(*shape, *stem, blocks, images, pooled, dout, memory,
-                                                   *stem_gradients, gradients, d);
+                                                   *stem_gradients, gradients, d, lowest);
 }
 }

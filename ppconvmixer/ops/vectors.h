@@ -8,7 +8,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -22,6 +24,8 @@ typedef int32_t ivec __attribute__((vector_size(V * 4), aligned(4), may_alias));
 
 inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
 inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+// The next vector of channels of a pixel is 64 bytes on, but a processor that sees one vector a pixel does not know.
+inline void prefetch(const float* p) { __builtin_prefetch(p); }
 inline vec splat(float f) { return f - vec{}; }
 inline vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
@@ -94,16 +98,47 @@ struct Relu {
   }
 };
 
-struct Free {
-  void operator()(float* p) const { free(p); }
-};
-using Floats = std::unique_ptr<float[], Free>;
+// Memory of earlier calls for the next one: pages fresh from the system cost more than the arithmetic in them.
+class Pool {
+  static constexpr size_t KEPT = 64;  // a training step takes no more at once with four threads
+  std::mutex mutex;
+  std::multimap<size_t, float*> kept;
 
+ public:
+  float* take(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex);
+    auto found = kept.find(bytes);
+    if (found == kept.end()) return static_cast<float*>(aligned_alloc(64, bytes));
+    float* p = found->second;
+    kept.erase(found);
+    return p;
+  }
+  void give(float* p, size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex);
+    kept.emplace(bytes, p);
+    if (kept.size() <= KEPT) return;
+    free(kept.begin()->second);
+    kept.erase(kept.begin());
+  }
+};
+
+inline Pool& pool() {
+  static Pool* pool = new Pool;  // never destroyed: at the end of the program others may still give back
+  return *pool;
+}
+
+struct Give {
+  size_t bytes;
+  void operator()(float* p) const { pool().give(p, bytes); }
+};
+using Floats = std::unique_ptr<float[], Give>;
+
+// `count` zeros.
 Floats floats(size_t count) {
-  size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-  float* p = static_cast<float*>(aligned_alloc(64, std::max<size_t>(bytes, 64)));
-  memset(p, 0, bytes);
-  return Floats(p);
+  size_t bytes = std::max<size_t>((count * sizeof(float) + 63) / 64 * 64, 64);
+  Floats out(pool().take(bytes), {bytes});
+  memset(out.get(), 0, bytes);
+  return out;
 }
 
 }  // namespace
