@@ -18,6 +18,7 @@ from .errors import UserError, unknown
 
 ERASING_MODES = ("pixel", "const")
 TRIES = 10  # to find a rectangle that fits, in torchvision and timm alike
+ALPHAS = (0.01, 100.0)  # of mixup and cutmix; beyond, a share is 0, 1 or 1/2 in effect, and in the end no number
 _ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), (0.3, 3.3)
 
 
@@ -80,8 +81,9 @@ class Augment:
 
     def _check_mixing(self) -> None:
         for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"augment.{name} is {getattr(self, name)}; want a number from 0")
+            alpha = getattr(self, name)
+            if alpha and not ALPHAS[0] <= alpha <= ALPHAS[1]:
+                raise UserError(f"augment.{name} is {alpha}; want 0, or a number from {ALPHAS[0]} to {ALPHAS[1]}")
         if not 0 < self.mix_prob <= 1:
             raise UserError(f"augment.mix_prob is {self.mix_prob}; want a number above 0, at most 1")
         if not 0 < self.mix_switch_prob < 1:

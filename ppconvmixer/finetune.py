@@ -16,7 +16,7 @@ from . import card, datasets, distributed, phases, run_folder, run_state, source
 from .datasets import Pictures
 from .errors import UserError
 from .files import sha256, write_text
-from .loader import Samples
+from .loader import Kept, Samples
 from .losses import create_loss
 from .mixing import Mixing
 from .recipe import Phase, Recipe
@@ -131,9 +131,11 @@ def _train(
 
     settings, spec, num_classes = recipe.train, recipe.input_spec(), _num_classes(train)
 
+    kept = Kept(len(train))
+
     def samples(phase: Phase) -> Samples:
         resized = dataclasses.replace(spec, size=phase.size)
-        return Samples(train, train_transform(resized, recipe.augment), phase.size, seed=settings.seed)
+        return Samples(train, train_transform(resized, recipe.augment), phase.size, seed=settings.seed, kept=kept)
 
     mixing = Mixing(recipe.augment, num_classes, settings.label_smoothing) if recipe.augment.mixes else None
     data = phases.create(recipe, samples, mixing)
@@ -156,7 +158,7 @@ def _train(
     data.epoch, data.skip = state.epochs, state.step
     if state.epochs and not state.step:
         c.export(folder, model, state, facts)  # the run may have been cut off just before it did
-    judge = Samples(val, eval_transform(spec), spec.size)
+    judge = Samples(val, eval_transform(spec), spec.size, kept=Kept(len(val)))
     curves = c.VisualDL(
         state, folder / "visualdl", recipe, _sheet(data.batches[0].samples, spec), saved.facts["curves"] if saved else 0
     )

@@ -30,9 +30,7 @@ from .transforms import Picture, Transform, decode
 
 SECONDS_A_SAMPLE = 60.0  # no picture takes so long; a worker that does not get on hangs (a dead network disk, say)
 SLOTS = 2  # batches every worker makes ahead
-# Bytes of pixels kept: CIFAR-10's training part takes 147 MiB, and each process of several has its own. A picture is
-# kept where it fits into its share, so a large set of small pictures is, and ImageNet is not.
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 256 << 20  # of decoded pixels; CIFAR-10's training part takes 147 MiB, in each process of several
 _FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)  # a terminal and a scheduler send them to the workers as well
 
 
@@ -50,23 +48,50 @@ class Batch:
     """bool (N,), False where the picture is broken; its image is then all zero."""
 
 
+class Kept:
+    """Memory for the pixels of ``count`` small pictures, which forked workers share: each is decoded once.
+
+    A picture is kept where it fits into its share of ``KEPT_BYTES``: a large set of small ones is, ImageNet is not.
+    """
+
+    def __init__(self, count: int):
+        self._pixels = _shared((count, KEPT_BYTES // count), np.uint8)
+        self._shapes = _shared((count, 2), np.int32)
+        """Height and width of what is kept; 0 where nothing is."""
+
+    def get(self, index: int) -> Optional[np.ndarray]:
+        """Return a picture, uint8 (H, W, 3), or None where it is not kept."""
+        height, width = self._shapes[index].tolist()
+        return self._pixels[index, : height * width * 3].reshape(height, width, 3) if height else None
+
+    def put(self, index: int, pixels: np.ndarray) -> None:
+        """Keep a picture if there is room for it."""
+        if pixels.size <= self._pixels.shape[1]:
+            self._pixels[index, : pixels.size] = pixels.reshape(-1)
+            self._shapes[index] = pixels.shape[:2]  # last: what says that the rest is there
+
+
 class Samples:
     """The map from (epoch, index) to a sample that the worker processes compute.
-
-    Small pictures are decoded once: their pixels are kept in memory that forked workers share.
 
     Args:
         size: side of the transformed picture, in pixels.
         seed: of a transform that varies pictures: a sample depends on (seed, epoch, index) alone, so that
             neither workers nor interruptions nor the rest of a batch change it.
+        kept: where small pictures are kept, once decoded, for further passes.
     """
 
-    def __init__(self, pictures: Pictures, transform: Transform, size: int, backend: str = "pil", seed: Any = None):
+    def __init__(
+        self,
+        pictures: Pictures,
+        transform: Transform,
+        size: int,
+        backend: str = "pil",
+        seed: Any = None,
+        kept: Optional[Kept] = None,
+    ):
         self.pictures, self.transform, self.size, self.backend, self.seed = pictures, transform, size, backend, seed
-        self._room = KEPT_BYTES // len(pictures)
-        self._kept = _shared((len(pictures), self._room), np.uint8)
-        self._shapes = _shared((len(pictures), 2), np.int32)
-        """Height and width of what is kept; 0 where nothing is."""
+        self.kept = kept
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -113,9 +138,9 @@ class Samples:
         return None if self.seed is None else Draws(self.seed, epoch, indices)
 
     def _picture(self, index: int) -> Picture:
-        height, width = self._shapes[index].tolist()
-        if height:
-            return self._kept[index, : height * width * 3].reshape(height, width, 3)
+        pixels = self.kept.get(index) if self.kept else None
+        if pixels is not None:
+            return pixels
         try:
             content = self.pictures.fetch(index)
         except OSError as error:
@@ -123,10 +148,8 @@ class Samples:
         if not isinstance(content, bytes):
             return content
         picture = decode(content, self.backend)
-        pixels = np.asarray(picture)
-        if pixels.size <= self._room:
-            self._kept[index, : pixels.size] = pixels.reshape(-1)
-            self._shapes[index] = pixels.shape[:2]  # last: what says that the rest is there
+        if self.kept:
+            self.kept.put(index, np.asarray(picture))
         return picture
 
 

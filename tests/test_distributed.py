@@ -63,6 +63,7 @@ def test_two_processes_train_one_model(tmp_path, class_folders):
     settings = [
         *("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"),
         *("data.val_fraction=null", "data.workers=0", "train.epochs=2", "train.batch_size=4"),
+        *("augment.randaugment=n2-m12", "augment.mixup=0.5", "augment.cutmix=0.5"),
     ]
     launch("tools/finetune.py", ["-c", "digits", "-o", *settings, "--output", tmp_path / "run"], tmp_path / "log")
     trained = json.loads((tmp_path / "run/result.json").read_text())

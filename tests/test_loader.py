@@ -12,7 +12,7 @@ import pytest
 
 from ppconvmixer import UserError, datasets, loader, sources, transforms, zoo
 from ppconvmixer.augment import Augment
-from ppconvmixer.loader import Samples, TrainBatches, batches
+from ppconvmixer.loader import Kept, Samples, TrainBatches, batches
 from ppconvmixer.transforms import eval_transform, train_transform
 
 SPEC = zoo.InputSpec(16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
@@ -124,24 +124,24 @@ def test_small_pictures_are_decoded_once(with_broken, monkeypatch, workers, tmp_
         return transforms.decode(data, backend)
 
     monkeypatch.setattr(loader, "decode", decode)
-    samples = Samples(
-        with_broken, train_transform(SPEC, Augment((0.3, 1.0), hflip=0.5, randaugment="n2-m12")), 16, seed=0
-    )
+    transform = train_transform(SPEC, Augment((0.3, 1.0), hflip=0.5, randaugment="n2-m12"))
+    kept = Samples(with_broken, transform, 16, seed=0, kept=Kept(6))
+    fresh = Samples(with_broken, transform, 16, seed=0)
     for epoch in range(3):
-        found = np.concatenate([b.images for b in batches(samples, range(6), 2, workers, epoch)])
-        fresh = Samples(samples.pictures, samples.transform, 16, seed=0)
-        monkeypatch.setattr(fresh, "_room", 0)
+        found = np.concatenate([batch.images for batch in batches(kept, range(6), 2, workers, epoch)])
         expected = [fresh.read(i, epoch) if i % 2 == 0 else np.zeros((3, 16, 16)) for i in range(6)]
         np.testing.assert_array_equal(found, expected)
-    # The three good ones once, the two broken ones (the third is missing) in every epoch, nine readings of `fresh`.
+    # The three good ones once, the two broken ones (a third is missing) in every epoch; nine times by `fresh`.
     assert (tmp_path / "decoded").read_text().count("x") == 3 + 2 * 3 + 9
+    assert len(str(loader.broken(kept, workers)).splitlines()) == 4
 
 
 def test_large_pictures_are_not_kept(pictures, monkeypatch):
-    monkeypatch.setattr(loader, "KEPT_BYTES", 24 * (52 * 44 * 3 - 1))
-    samples = Samples(pictures, eval_transform(SPEC), 16)
-    list(batches(samples, range(24), 5, 0))
-    assert not samples._shapes.any()
+    for room, fit in ((0, True), (-1, False)):
+        monkeypatch.setattr(loader, "KEPT_BYTES", 24 * (52 * 44 * 3 + room))
+        kept = Kept(24)
+        list(batches(Samples(pictures, eval_transform(SPEC), 16, kept=kept), range(24), 5, 0))
+        assert [kept.get(i) is not None for i in range(24)] == [fit] * 24
 
 
 class Spoilt:

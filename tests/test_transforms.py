@@ -156,7 +156,14 @@ def test_jitter_changes_brightness_within_bounds():
     "wrong",
     [{"crop_scale": (0.0, 1.0)}, {"crop_scale": (0.9, 0.5)}, {"crop_scale": (0.5, 2.0)}, {"crop_ratio": (0.5, 2.0)}]
     + [{"hflip": 1.5}, {"color_jitter": -0.1}, {"erasing": 2.0}, {"erasing_mode": "const"}, {"erasing_mode": "black"}]
-    + [{"randaugment": "n2"}, {"mixup": -1.0}, {"cutmix": float("inf")}, {"mix_prob": 0.5}, {"mix_switch_prob": 0.3}]
+    + [
+        {"randaugment": "n2"},
+        {"mixup": -1.0},
+        {"cutmix": 1e3},
+        {"mixup": 1e-5},
+        {"mix_prob": 0.5},
+        {"mix_switch_prob": 0.3},
+    ]
     + [{"mix_prob": 0.0, "mixup": 1.0}, {"mix_switch_prob": 0.3, "mixup": 1.0}, {"mix_switch_prob": 0.3, "cutmix": 1.0}]
     + [{"mix_switch_prob": 1.0, "mixup": 1.0, "cutmix": 1.0}],
 )
