@@ -41,7 +41,6 @@ def test_every_test_that_a_promise_names_exists():
         "docs/finetuning.md",
         "docs/recipes.md",
         "docs/reliability.md",
-        "docs/performance.md",
     ],
 )
 def test_links_lead_somewhere(name):
