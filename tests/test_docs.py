@@ -60,7 +60,8 @@ def test_both_readmes_show_the_same_commands():
 
 def test_every_key_of_augmentation_is_explained_with_values_that_it_takes():
     section = (ROOT / "docs/recipes.md").read_text().split("## Augmentation")[1]
-    first = re.findall(r"^\| (`.+?`) \|", section, re.M)
+    table = section[section.index("\n| ") :].strip().split("\n\n")[0]
+    first = re.findall(r"^\| (`.+?`) \|", table, re.M)
     examples = [yaml.safe_load(text) for cell in first for text in re.findall(r"`(.+?)`", cell)]
     assert {key for example in examples for key in example} == {field.name for field in dataclasses.fields(Augment)}
     for text in ("n2-m12", "rand-m9-mstd0.5-inc1"):

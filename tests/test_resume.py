@@ -85,7 +85,7 @@ def whole(request, class_folders, tiny_weights, tmp_path_factory):
         "finetune.unfreeze=[{epoch: 0, blocks: 1}, {epoch: 1, blocks: 4}, {epoch: 2, blocks: 4, stem: true}]",
         *("finetune.layer_decay=0.8", "distill.teacher=convmixer_tiny", f"distill.weights={tiny_weights}"),
         *("train.epochs=null", "train.batch_size=4"),
-        "train.phases=[{epochs: 1, size: 16}, {epochs: 1, size: 24, batch_size: 3}, {epochs: 1}]",
+        "train.phases=[{epochs: 1, size: 16}, {epochs: 1, size: 24, batch_size: 2}, {epochs: 1}]",
     ]
     more = everything if request.param == "everything" else [f"optimizer.name={request.param}"]
     overrides = settings(class_folders, *more)
