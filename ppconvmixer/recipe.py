@@ -23,6 +23,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "lamb")
 SCHEDULES = ("constant", "cosine", "onecycle", "step")
 PADDLE_MODELS = "paddle.vision.models."
 AMP_LEVELS = ("O0", "O1", "O2")
+MAX_EPOCHS = 100_000  # there are lists with an entry for each
 MAX_BYTES = 1 << 16  # PyYAML takes 250 times a text's size in memory; the shipped recipes have under 1,000 bytes
 
 
@@ -289,6 +290,8 @@ class Recipe:
                 if number is not None and number < 1:
                     raise UserError(f"{name} is {number}; want at least 1")
         parts = [phase.epochs for phase in train.phases]
+        if self.epochs > MAX_EPOCHS:
+            raise UserError(f"the run has {self.epochs} epochs; want at most {MAX_EPOCHS:,}")
         if parts and train.epochs not in (None, sum(parts)):
             raise UserError(f"train.epochs is {train.epochs}, but the phases have {sum(parts)}; leave train.epochs out")
         if parts and train.batch_size and all(phase.batch_size for phase in train.phases):

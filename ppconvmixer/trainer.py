@@ -23,12 +23,12 @@ class Trainer(paddle.Model):
         teacher: sees every batch before the network does; the loss may ask it.
     """
 
+    share = 1.0
+    """Of a batch in the loss of the step."""
+
     def __init__(self, network: ConvMixer, average: Optional[ConvMixer] = None, teacher: Optional[Teacher] = None):
         super().__init__(network)
         self.average, self.teacher = average, teacher
-
-    share = 1.0
-    """Of a batch in the loss of the step."""
 
     def prepare(self, optimizer: Any, loss: Callable[..., paddle.Tensor], metric: Any, amp: str) -> None:
         """Set what ``fit`` needs; ``loss`` is the mean over a batch."""

@@ -71,6 +71,7 @@ def test_overrides():
         ("distill={teacher: convmixer_tiny, weights: x, alpha: 0}", r"distill.alpha is 0.0; want a number in \(0, 1\]"),
         ("distill.alpha=0.5", "the key distill.teacher is missing"),
         ("model.drop_path=1", r"model.drop_path is 1.0; want a number in \[0, 1\)"),
+        ("train.epochs=100001", "the run has 100001 epochs; want at most 100,000"),
         ("train.batch_size=0", "train.batch_size is 0; want at least 1"),
         ("train.batch_size=null", "train.batch_size is missing"),
         ("train.epochs=null", "train.epochs is missing"),
