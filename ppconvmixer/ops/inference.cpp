@@ -5,6 +5,7 @@
 // the whole network in small groups, whose maps stay in the cache.
 
 #include "network.h"
+#include "strassen.h"
 
 namespace {
 
@@ -21,16 +22,20 @@ struct Half {
 
 struct Network : Sizes {
   int depth, threads, area;
-  explicit Network(const Shape& s) : Sizes(s), depth(s.depth), threads(s.threads), area(h * w) {}
+  Strassen strassen;
+  bool seven;  // products of quarters instead of one of the whole
+  explicit Network(const Shape& s)
+      : Sizes(s), depth(s.depth), threads(s.threads), area(h * w), strassen(cp), seven(Strassen::pays(cp)) {}
+  long matrix_floats() const { return seven ? strassen.weights() : (long)cp * cp; }
   long stem_floats() const { return (long)cp * (inp + 3); }
   long depthwise_floats() const { return (long)cp * (k * k + 3); }
-  long block_floats() const { return depthwise_floats() + (long)cp * (cp + 3); }
+  long block_floats() const { return depthwise_floats() + matrix_floats() + 3 * cp; }
   Half stem(float* base) const { return {base, (long)cp * inp, cp}; }
   Half depthwise(float* base, int block) const {
     return {base + stem_floats() + block * block_floats(), (long)cp * k * k, cp};
   }
   Half pointwise(float* base, int block) const {
-    return {base + stem_floats() + block * block_floats() + depthwise_floats(), (long)cp * cp, cp};
+    return {base + stem_floats() + block * block_floats() + depthwise_floats(), matrix_floats(), cp};
   }
   // Pixels of a plane, and some more: planes of 16 kB after one another would all fall on the same lines of the cache.
   long plane_pixels() const { return (area + 63) / 64 * 64 + V; }
@@ -42,8 +47,8 @@ struct Network : Sizes {
 // How the pixels of a group's pictures and the columns of a product are shared among the threads.
 struct Split {
   int tiles, columns;  // of a picture; parts of the panels
-  Split(const Network& s, int pictures) : columns(1) {
-    int panels = s.cp / PANEL, most = std::clamp(FLOATS / s.cp, ROWS, TILE);
+  Split(const Network& s, int pictures, int panels) : columns(1) {
+    int most = std::clamp(FLOATS / s.cp, ROWS, TILE);
     long tasks = (long)pictures * ((s.area + most - 1) / most);
     tasks = (tasks + s.threads - 1) / s.threads * s.threads;
     tiles = std::min<long>((tasks + pictures - 1) / pictures, s.area);
@@ -64,17 +69,41 @@ void prepare_half(const float* bias, const float* gamma, const float* beta, cons
   }
 }
 
-// Columns [from, to) of norm(act(a w + bias)) for the rows of a tile, put into planes. `sums` has room for rows x 32.
+// norm(act(z + bias)) for a vector of channels from c on.
+template <class Act>
+inline vec finish(Half half, long c, vec z) {
+  return Act::value(z + load(half.bias + c)) * load(half.scale + c) + load(half.shift + c);
+}
+
+// Panels [from, to) of norm(act(a w + bias)) for the rows of a tile, put into planes. `sums` has room for rows x 32.
 template <class Act>
 void tile_product(const Network& s, Rows a, int depth, int rows, Half half, int from, int to, float* out, float* sums) {
-  for (int p = from; p < to; p += PANEL) {
-    panel_product(a, half.w + (long)p * depth, rows, depth, sums, PANEL, false);
+  for (long p = from * PANEL; p < to * PANEL; p += PANEL) {
+    panel_product(a, half.w + p * depth, rows, depth, sums, PANEL, false);
     for (int c = 0; c < PANEL; c += V) {
-      vec bias = load(half.bias + p + c), scale = load(half.scale + p + c), shift = load(half.shift + p + c);
       float* plane = out + (p + c) * s.plane_pixels();
-      for (int r = 0; r < rows; ++r) store(plane + r * V, Act::value(load(sums + r * PANEL + c) + bias) * scale + shift);
+      for (int r = 0; r < rows; ++r) store(plane + r * V, finish<Act>(half, p + c, load(sums + r * PANEL + c)));
     }
   }
+}
+
+// The same with seven products, for the pairs [from, to) of panels.
+template <class Act>
+void tile_seven(const Network& s, Rows a, int rows, Half half, int from, int to, float* out, float* row_sums,
+                float* products) {
+  auto firsts = s.strassen.put_rows(a, rows, row_sums);
+  int down = rows - Strassen::upper(rows);
+  for (long p = from; p < to; ++p)
+    s.strassen.panel(firsts, half.w, p, rows, products, [&](int r, int c, vec c11, vec c12, vec c21, vec c22) {
+      long left = p * PANEL + c, right = left + s.strassen.half;
+      auto put = [&](long channel, int row, vec z) {
+        store(out + channel * s.plane_pixels() + row * V, finish<Act>(half, channel, z));
+      };
+      put(left, r, c11);
+      put(right, r, c12);
+      put(left, r + down, c21);
+      put(right, r + down, c22);
+    });
 }
 
 // One plane's y = x + norm(act(depthwise(x))). The middle of `padded` is overwritten, its rim stays zero.
@@ -93,25 +122,28 @@ void depthwise_plane(const Network& s, const float* x, Half half, int c, float* 
 
 // What a thread works in by itself.
 struct Worker {
-  float *padded, *sums, *patches;
-  static long floats(const Network& s) { return s.plane + TILE * (PANEL + s.inp); }
-  Worker(const Network& s, float* at) : padded(at), sums(padded + s.plane), patches(sums + TILE * PANEL) {
+  float *padded, *sums, *patches, *row_sums;
+  static long sums_floats() { return Strassen::products(TILE); }
+  static long floats(const Network& s) {
+    return s.plane + sums_floats() + TILE * s.inp + (s.seven ? s.strassen.row_sums(TILE) : 0);
+  }
+  Worker(const Network& s, float* at)
+      : padded(at), sums(padded + s.plane), patches(sums + sums_floats()), row_sums(patches + TILE * s.inp) {
     std::fill_n(padded, s.plane, 0.f);
     std::fill_n(patches, (long)TILE * s.inp, 0.f);
   }
 };
 
-// A tile of every task: `make(picture, first pixel, rows, first column, last column)`.
+// A tile of every task: `make(picture, first pixel, rows, first panel, last panel)`.
 template <class Make>
-void for_tiles(const Network& s, int pictures, Make make) {
-  Split split(s, pictures);
-  int panels = s.cp / PANEL;
+void for_tiles(const Network& s, int pictures, int panels, Make make) {
+  Split split(s, pictures, panels);
 #pragma omp for schedule(static)
   for (int task = 0; task < pictures * split.tiles * split.columns; ++task) {
     int part = task % split.columns, tile = task / split.columns % split.tiles;
     int from = (long)s.area * tile / split.tiles, to = (long)s.area * (tile + 1) / split.tiles;
-    make(task / split.columns / split.tiles, from, to - from, panels * part / split.columns * PANEL,
-         panels * (part + 1) / split.columns * PANEL);
+    make(task / split.columns / split.tiles, from, to - from, panels * part / split.columns,
+         panels * (part + 1) / split.columns);
   }
 }
 
@@ -120,12 +152,12 @@ template <class Act>
 void run_group(const Network& s, float* weights, const float* images, int first, int pictures, float* x, float* y,
                Worker worker) {
   long block = s.plane_pixels() * V;
-  for_tiles(s, pictures, [&](int picture, int from, int rows, int column, int last) {
+  for_tiles(s, pictures, s.cp / PANEL, [&](int picture, int from, int rows, int panel, int last) {
     for (int r = 0; r < rows; ++r)
       patch_of(s, images, (long)(first + picture) * s.area + from + r, [&](int i, float v) {
         worker.patches[((long)(i / V) * TILE + r) * V + i % V] = v;
       });
-    tile_product<Act>(s, {worker.patches, V, 1, TILE * V}, s.inp, rows, s.stem(weights), column, last,
+    tile_product<Act>(s, {worker.patches, V, 1, TILE * V}, s.inp, rows, s.stem(weights), panel, last,
                       x + picture * s.map() + from * V, worker.sums);
   });
   for (int i = 0; i < s.depth; ++i) {
@@ -136,9 +168,14 @@ void run_group(const Network& s, float* weights, const float* images, int first,
       long at = task / vectors * s.map() + task % vectors * block;
       depthwise_plane<Act>(s, x + at, depthwise, task % vectors * V, worker.padded, y + at);
     }
-    for_tiles(s, pictures, [&](int picture, int from, int rows, int column, int last) {
+    int panels = s.seven ? s.strassen.panels : s.cp / PANEL;
+    for_tiles(s, pictures, panels, [&](int picture, int from, int rows, int panel, int last) {
       long at = picture * s.map() + from * V;
-      tile_product<Act>(s, {y + at, V, 1, block}, s.cp, rows, pointwise, column, last, x + at, worker.sums);
+      Rows a = {y + at, V, 1, block};
+      if (s.seven)
+        tile_seven<Act>(s, a, rows, pointwise, panel, last, x + at, worker.row_sums, worker.sums);
+      else
+        tile_product<Act>(s, a, s.cp, rows, pointwise, panel, last, x + at, worker.sums);
     });
   }
 }
@@ -190,13 +227,15 @@ void network_prepare(const Shape* shape, const Stem* stem, const Block* blocks, 
   Network s(*shape);
   Half half = s.stem(prepared);
   put_panels(stem->w, s.in, s.c, s.inp, 1, s.in, half.w);
+  Floats whole = floats(s.seven ? (long)s.cp * s.cp : 0);
   prepare_half(stem->b, stem->gamma, stem->beta, stem->mean, stem->var, s.c, s.cp, half);
   for (int i = 0; i < s.depth; ++i) {
     const Block& b = blocks[i];
     Half depthwise = s.depthwise(prepared, i), pointwise = s.pointwise(prepared, i);
     put_taps(b.w1, s.c, s.cp, s.k * s.k, false, depthwise.w);
     prepare_half(b.b1, b.gamma1, b.beta1, b.mean1, b.var1, s.c, s.cp, depthwise);
-    put_panels(b.w2, s.c, s.c, s.cp, 1, s.c, pointwise.w);
+    put_panels(b.w2, s.c, s.c, s.cp, 1, s.c, s.seven ? whole.get() : pointwise.w);
+    if (s.seven) s.strassen.put_weights(whole.get(), pointwise.w);
     prepare_half(b.b2, b.gamma2, b.beta2, b.mean2, b.var2, s.c, s.cp, pointwise);
   }
 }
