@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, _models, "models", "list the models of the zoo")
     command.add_argument("pattern", nargs="?", default="*", help="names to list, with shell wildcards")
-    command.add_argument("--pretrained", action="store_true", help="only those with published weights")
+    command.add_argument("--pretrained", action="store_true", help="only those with published or shipped weights")
 
     command = _command(commands, _eval, "eval", "measure accuracy and loss of a checkpoint on labelled pictures")
     _add_network(command)
@@ -148,7 +148,7 @@ def _add_network(command: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="FILE",
         required=True,
-        help="a checkpoint in any layout; or 'pretrained' for the model's published one, which is downloaded once; "
+        help="a checkpoint in any layout; or 'pretrained' for the model's own, shipped or downloaded once; "
         f"or the one published as {', '.join(layouts.LAYOUTS)}",
     )
     command.add_argument(
@@ -206,12 +206,12 @@ def _models(options: argparse.Namespace) -> None:
     names = zoo.list_models(options.pattern, options.pretrained)
     if not names:
         raise UserError(f"no model matches {options.pattern!r}; ppconvmixer models lists all")
-    _print(f"{'model':27}{'input':>6}{'params':>9}{'GMACs':>8}  {'ImageNet top-1 / top-5':24}{'in the cache'}")
+    _print(f"{'model':27}{'input':>6}{'params':>9}{'GMACs':>8}  {'top-1 / top-5':34}{'at hand'}")
     for name in names:
         variant, known = zoo.VARIANTS[name], zoo.manifest().get(name)
-        figures = f"{100 * known['top1']:.2f} % / {100 * known['top5']:.2f} %" if known else "-"
+        figures = f"{100 * known['top1']:.2f} % / {100 * known['top5']:.2f} %, {known['data']}" if known else "-"
         counts = f"{variant.parameters() / 1e6:8.2f}M{variant.macs() / 1e9:8.2f}"
-        _print(f"{name:27}{variant.input.size:6}{counts}  {figures:24}{', '.join(zoo.cached(name)) or '-'}")
+        _print(f"{name:27}{variant.input.size:6}{counts}  {figures:34}{', '.join(zoo.present(name)) or '-'}")
     tags = dict.fromkeys(file.layout for name in names for file in zoo.published(name))
     if tags:
         _print(f"published weights: --weights pretrained, or one of {', '.join(tags)}")

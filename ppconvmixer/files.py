@@ -16,6 +16,13 @@ from .errors import UserError
 PathLike = Union[str, "os.PathLike[str]"]
 
 
+def shipped(folder: str) -> Path:
+    """Return ``configs`` or ``weights``, which come with the package: inside it when installed, beside it in a clone."""
+    package = Path(__file__).resolve().parent
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder
+
+
 @contextlib.contextmanager
 def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
     """Open a binary stream whose content becomes ``path`` when the block ends well.

@@ -14,7 +14,7 @@ import yaml
 
 from .augment import Augment
 from .errors import UserError, said, shown, unknown
-from .files import PathLike, read_text
+from .files import PathLike, read_text, shipped
 from .mixing import PAIR
 from .zoo import MAX_SIDE, VARIANTS, InputSpec, canonical, input_spec
 
@@ -441,21 +441,14 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
-def shipped() -> Path:
-    """Return the folder of the recipes that come with the package: of the clone, or of the installed wheel."""
-    package = Path(__file__).resolve().parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
 def _find(path: PathLike) -> Path:
     path = Path(path)
     if path.exists():
         return path
-    own = shipped() / f"{path.stem}.yaml"
+    own = shipped("configs") / f"{path.stem}.yaml"
     if path.parent in (Path("."), Path("configs")) and own.is_file():
         return own
-    names = ", ".join(sorted(p.stem for p in shipped().glob("*.yaml")))
+    names = ", ".join(sorted(p.stem for p in shipped("configs").glob("*.yaml")))
     raise UserError(f"there is no recipe {path}; give a YAML file, or one that comes with the package: {names}")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import checkpoint, download, layouts
 from .errors import UserError, said, shown, unknown
-from .files import PathLike
+from .files import PathLike, shipped
 
 if TYPE_CHECKING:  # Paddle takes a second to import; `ppconvmixer --help` and `models` do without
     from .model import ConvMixer
@@ -118,7 +118,10 @@ ALIASES: Mapping[str, str] = {  # the names of the official files, and a short o
 
 @functools.cache
 def manifest() -> dict[str, Any]:
-    """Return what is published, by model name: accuracies with their source, the input, and the files."""
+    """Return what weights there are, by model name: accuracies with data and source, the input, and where they are.
+
+    That is ``files`` to download, or ``shipped``, the name of one that comes with the package.
+    """
     return json.loads(resources.files(__package__).joinpath("manifest.json").read_text("utf-8"))
 
 
@@ -126,7 +129,7 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """Return the names that match ``pattern`` (shell wildcards), largest model first.
 
     Args:
-        pretrained: keep the models with published weights.
+        pretrained: keep the models whose weights are published, or come with the package.
     """
     return [n for n in fnmatch.filter(VARIANTS, pattern) if not pretrained or n in manifest()]
 
@@ -136,18 +139,25 @@ def published(name: str) -> list[download.PublishedFile]:
     return [download.PublishedFile(**file) for file in manifest().get(canonical(name), {}).get("files", ())]
 
 
-def cached(name: str) -> list[str]:
-    """Return the tags of the published files of a model that are in the cache; nothing is verified."""
-    return [file.layout for file in published(name) if (_cache_folder(name) / file.name).is_file()]
+def own(name: str) -> Optional[Path]:
+    """Return the checkpoint of a model that comes with the package; None for most models."""
+    file = manifest().get(canonical(name), {}).get("shipped")
+    return shipped("weights") / file if file else None
+
+
+def present(name: str) -> list[str]:
+    """Return the tags of the weights of a model that need no download, ``shipped`` or a layout; nothing is verified."""
+    cached = [file.layout for file in published(name) if (_cache_folder(name) / file.name).is_file()]
+    return ["shipped", *cached] if own(name) else cached
 
 
 def find_weights(name: Optional[str], weights: PathLike) -> PathLike:
     """Return the path of a checkpoint: ``weights`` itself, or that of a published file, downloaded if need be.
 
     Args:
-        name: a model of the zoo; only published files need it.
-        weights: a path; or the string ``pretrained``, which stands for the first published file that can be
-            had; or the string of a layout, which stands for the one in that layout.
+        name: a model of the zoo; a path does without.
+        weights: a path; or the string ``pretrained``, which stands for what comes with the package, else for the first
+            published file that can be had; or the string of a layout, which stands for the one in that layout.
 
     Raises:
         UserError: nothing of the kind is published, or it cannot be had.
@@ -157,6 +167,11 @@ def find_weights(name: Optional[str], weights: PathLike) -> PathLike:
     if name is None:
         raise UserError(f"--model is missing: the model whose published weights {weights!r} is to be (or ./{weights})")
     files = published(name)
+    along = own(name)
+    if along:
+        if weights != "pretrained":
+            raise UserError(f"there are no {weights} weights of {name}; use pretrained, which comes with the package")
+        return along
     if not files:
         raise UserError(f"no weights of {name} are published; published: {', '.join(list_models(pretrained=True))}")
     chosen = [file for file in files if weights in ("pretrained", file.layout)]
@@ -214,7 +229,7 @@ def create_model(
 
     Args:
         name: one of ``list_models()`` or its alias.
-        pretrained: a checkpoint in any layout to fill it from; True or a tag for a published one, see ``find_weights``.
+        pretrained: a checkpoint in any layout to fill it from; True or a tag for one of the zoo, see ``find_weights``.
         num_classes: outputs of the head, by default the variant's (1000, or 10 for the CIFAR-10 ones).
             With another number than the variant's, a checkpoint's head of another size gives way to a
             freshly initialised one, and a warning says so.
