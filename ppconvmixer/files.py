@@ -17,7 +17,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 
 def shipped(folder: str) -> Path:
-    """Return ``configs`` or ``weights``, which come with the package: inside it when installed, beside it in a clone."""
+    """Return ``configs`` or ``weights``, which come with the package: inside it, or in a clone beside it."""
     package = Path(__file__).resolve().parent
     installed = package / folder
     return installed if installed.is_dir() else package.parent / folder
