@@ -38,6 +38,7 @@ TOLERANCE = 1e-3  # of the largest logit, or of the loss: more is another networ
 GOALS = {  # what docs/performance.md shows
     "inference": [("convmixer_1024_20", (1, 4, 16)), ("convmixer_768_32", (1, 4, 16))],
     "training": [("convmixer_256_8_ks5_p2", (64, 256)), ("convmixer_256_8_ks9_p1", (32,)), ("convmixer_768_32", (8,))],
+    "augmentation": [("convmixer_256_8_ks5_p2", (512,))],
     "data": [("convmixer_768_32", (32,))],
     "eval": [("convmixer_768_32", (16,))],
 }

@@ -24,7 +24,7 @@ from .threads import threads
 from .zoo import Variant
 
 Step = Callable[[], Optional[np.ndarray]]
-PARTS = ("inference", "training", "data", "eval", "scaling")
+PARTS = ("inference", "training", "augmentation", "data", "eval", "scaling")
 """The tasks, and ``scaling``, which is inference of one network as its shape changes."""
 
 
@@ -33,7 +33,7 @@ class Workload:
     """Something to do.
 
     Args:
-        task: ``inference``, ``training``, ``data`` or ``eval``.
+        task: one of ``CONTENDERS``.
         name: what to call the network.
         variant: its shape and input.
         batch: pictures a step.
@@ -289,6 +289,30 @@ def _reading(backend: str, workers: int) -> Callable[[Workload], Step]:
     return make
 
 
+def _augmenting(**settings: Any) -> Callable[[Workload], Step]:
+    """Training pictures of the network's size, which are kept decoded, in this process alone."""
+
+    def make(workload: Workload) -> Step:
+        from . import datasets, sources
+        from .augment import Augment
+        from .loader import Kept, Samples
+        from .transforms import train_transform
+
+        spec, epoch = workload.variant.input, itertools.count()
+        pictures = datasets.from_folders(sources.open_source(_kept(_folder((spec.size, spec.size)))))
+        samples = Samples(
+            pictures, train_transform(spec, Augment(**settings)), spec.size, seed=0, kept=Kept(len(pictures))
+        )
+        images = np.empty((workload.batch, 3, spec.size, spec.size), np.float32)
+
+        def step() -> None:
+            samples.fill(images, np.arange(workload.batch) % FILES, next(epoch))
+
+        return step
+
+    return make
+
+
 def _paddle_reading(workers: int) -> Callable[[Workload], Step]:
     """What Paddle itself offers: its folder data set, its transforms and its loader."""
 
@@ -381,6 +405,18 @@ CONTENDERS: Mapping[str, Mapping[str, Callable[[Workload], Step]]] = {
         "torch channels_last": _torch_training(channels_last=True),
         "torch compiled": _torch_training(compiled=True),
         "torch compiled, channels_last": _torch_training(compiled=True, channels_last=True),
+    },
+    "augmentation": {
+        "none": _augmenting(),
+        "flip": _augmenting(hflip=0.5),
+        "flip, RandAugment n2-m12": _augmenting(hflip=0.5, randaugment="n2-m12"),
+        "crop, flip, RandAugment rand-m9-mstd0.5-inc1, erasing": _augmenting(
+            crop_scale=(0.75, 1.0),
+            crop_ratio=(0.75, 4 / 3),
+            hflip=0.5,
+            randaugment="rand-m9-mstd0.5-inc1",
+            erasing=0.25,
+        ),
     },
     "data": {
         **{

@@ -13,6 +13,7 @@ from .peers import FILES, OURS
 TITLES = {
     "inference": "Inference",
     "training": "A training step",
+    "augmentation": "Varying small pictures",
     "data": "Reading pictures",
     "eval": "Evaluation from end to end",
 }
@@ -20,6 +21,7 @@ NOTES = {
     "inference": "Evaluation in float32, from a batch in memory to its logits in memory. The limit is that of the "
     "convolutions as they are written; ours multiply an eighth less in the pointwise ones (Strassen's way).",
     "training": "Forward, cross-entropy, backward and a step of AdamW in float32, on a batch in memory.",
+    "augmentation": "Batches of training pictures, kept decoded, by one process: what one data worker delivers.",
     "data": f"{FILES} JPEGs of 500 x 375 pixels, from the disk to a batch for the network.",
     "eval": f"`ppconvmixer eval` on {FILES} JPEGs, beside the same engine on batches in memory.",
 }

@@ -72,7 +72,7 @@ def test_what_a_contender_raises_is_said_with_its_name():
         benchmark.compare(TINY, ["nobody"], 1, 0.01)
 
 
-@pytest.mark.parametrize("part", ["data", "eval"])
+@pytest.mark.parametrize("part", ["augmentation", "data", "eval"])
 def test_every_contender_of_the_other_parts_runs(part):
     contenders = list(peers.CONTENDERS[part])
     spec = VARIANTS["convmixer_tiny"]
