@@ -6,7 +6,7 @@ import zlib  # noqa: F401  (before Paddle; see ppconvmixer/__init__.py)
 from pathlib import Path
 
 import numpy as np
-import paddle  # noqa: F401
+import paddle
 import pytest
 from PIL import Image
 
@@ -94,3 +94,118 @@ def reference_network(shared: Path, monkeypatch, name: str):
     shapes = {n: v.shape for n, v in layouts.from_ours(ours, "timm", "torch").items()}
     zoo.fill(model, layouts.to_ours(fill(shapes, seed=1)), "the deterministic weights")
     return model
+
+
+# --- ways to compute the network, held against its layers ------------------------------------------------
+
+
+def network(act="gelu", dtype="float32", **shape):
+    state = random_state(**shape)
+    paddle.set_default_dtype(dtype)
+    try:
+        model = ppconvmixer.ConvMixer(**shape, act=act)
+    finally:
+        paddle.set_default_dtype("float32")
+    model.set_state_dict({name: value.astype(dtype) for name, value in state.items()})
+    return model
+
+
+def step(model, images, mix=None, pooled=True):
+    """Return result, gradients and statistics of a training step, by the layers or by ``mix(model, images, pooled)``."""
+    dtype = model.stem[0].weight.dtype
+    x = paddle.to_tensor(images).astype(dtype)
+    out = mix(model, x, pooled) if mix else model.blocks(model.stem(x))
+    if len(out.shape) == 4:
+        out = out.mean(axis=[2, 3])
+    weights = np.random.default_rng(1).standard_normal(tuple(out.shape))
+    (out * paddle.to_tensor(weights).astype(dtype)).sum().backward()
+    found = {"out": out.numpy()}
+    found |= {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    return found | {n: v.numpy() for n, v in model.state_dict().items() if n.endswith(("_mean", "_variance"))}
+
+
+SHAPES = {
+    "usual": ({"dim": 32, "depth": 2, "kernel_size": 5, "patch_size": 2}, (4, 16, 16)),
+    "odd sizes": ({"dim": 24, "depth": 2, "kernel_size": 3, "patch_size": 3}, (3, 22, 31)),
+    "kernel larger than the map": ({"dim": 16, "depth": 1, "kernel_size": 9, "patch_size": 4}, (3, 12, 20)),
+    "one channel": ({"dim": 1, "depth": 1, "kernel_size": 3, "patch_size": 2}, (3, 10, 10)),
+    "one picture": ({"dim": 40, "depth": 2, "kernel_size": 7, "patch_size": 2}, (1, 18, 18)),
+    "odd channels": ({"dim": 37, "depth": 2, "kernel_size": 5, "patch_size": 1}, (2, 9, 9)),
+    "grey": ({"dim": 33, "depth": 1, "kernel_size": 5, "patch_size": 2, "in_chans": 1}, (2, 12, 12)),
+    "kernel 1": ({"dim": 8, "depth": 1, "kernel_size": 1, "patch_size": 2}, (2, 12, 12)),
+    "even kernel": ({"dim": 16, "depth": 2, "kernel_size": 8, "patch_size": 2}, (2, 22, 18)),
+    "kernel 15": ({"dim": 8, "depth": 1, "kernel_size": 15, "patch_size": 1}, (2, 12, 12)),
+    "several panels and strips": ({"dim": 300, "depth": 1, "kernel_size": 3, "patch_size": 7}, (2, 63, 56)),
+    "no blocks": ({"dim": 16, "depth": 0, "kernel_size": 3, "patch_size": 2}, (2, 8, 8)),
+    "one pixel": ({"dim": 16, "depth": 1, "kernel_size": 5, "patch_size": 8}, (4, 8, 8)),
+}
+
+
+def check_step(case, act, mix, pooled):
+    """Assert that a training step by ``mix`` is as near to float64 as one by the layers."""
+    shape, (n, height, width) = SHAPES[case]
+    images = np.random.default_rng(0).standard_normal((n, shape.get("in_chans", 3), height, width)).astype(np.float32)
+    exact = step(network(act, "float64", **shape), images)
+    theirs, ours = step(network(act, **shape), images), step(network(act, **shape), images, mix, pooled)
+    assert set(ours) == set(exact)
+    # Batch norm takes most of what comes in off again: what is left of the gradients is the rest of sums of terms of
+    # about 1, of a thousand float32 roundings each. Biases before a norm are nothing but such a rest.
+    scale = max(1.0, *(np.abs(exact[name]).max() for name in gradient_names(exact)))
+    for name, value in exact.items():
+        assert ours[name].dtype == np.float32 and ours[name].shape == value.shape
+        error, paddles = (np.abs(found[name] - value).max() for found in (ours, theirs))
+        room = 2e-5 * scale if name in gradient_names(exact) else 2e-6 * np.abs(value).max()
+        assert error <= 5 * paddles + room, f"{name}: off by {error:.1e}, Paddle's own operators by {paddles:.1e}"
+
+
+def gradient_names(found):
+    return {name for name in found if name != "out" and not name.endswith(("_mean", "_variance"))}
+
+
+def check_evaluation_and_frozen_norms(mix, pooled):
+    """Assert that ``mix`` does what the layers do with some norms frozen, and in evaluation."""
+    shape = {"dim": 32, "depth": 3, "kernel_size": 5, "patch_size": 2}
+    images = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    found = []
+    for way in (None, mix):
+        model = network(**shape)
+        model.stem[2].eval()
+        model.blocks[1][0].fn[2].eval()
+        model.blocks[1][3].eval()
+        found.append(step(model, images, way, pooled))
+        model.eval()
+        with paddle.no_grad():
+            x = paddle.to_tensor(images)
+            found[-1]["evaluated"] = (way(model, x, False) if way else model.blocks(model.stem(x))).numpy()
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=0, atol=2e-5 * max(np.abs(value).max(), 1), err_msg=name)
+
+
+def altered_networks(**shape):
+    """Yield networks that somebody rebuilt, set otherwise or hooked into."""
+    for part in (lambda m: m.blocks, lambda m: m.blocks[0][0], lambda m: m.stem):
+        model = network(**shape)
+        part(model).register_forward_pre_hook(lambda *_: None)
+        yield model
+    model = network(**shape)
+    model.blocks[0][0].fn[0].register_forward_post_hook(lambda *_: None)
+    yield model
+    model = network(**shape)
+    model.blocks[0][2] = paddle.nn.Tanh()
+    yield model
+    model = network(**shape)
+    model.blocks[0] = paddle.nn.Sequential(paddle.nn.Identity())
+    yield model
+    model = network(**shape)
+    model.stem[2]._epsilon = 1e-3
+    yield model
+
+
+def used(monkeypatch, way, model, *arguments):
+    """Tell whether a call of the model goes through ``way.mix``."""
+    calls = []
+    with monkeypatch.context() as patch:
+        original = way.mix
+        patch.setattr(way, "mix", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+        model(*arguments)
+    return bool(calls)

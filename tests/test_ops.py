@@ -9,9 +9,17 @@ import textwrap
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, random_state
+from conftest import (
+    ROOT,
+    SHAPES,
+    altered_networks,
+    check_evaluation_and_frozen_norms,
+    check_step,
+    network,
+    step,
+    used,
+)
 
-import ppconvmixer
 from ppconvmixer.model import layer_id
 from ppconvmixer.ops import build, mixer
 
@@ -21,72 +29,11 @@ if paddle.get_device() != "cpu":
     paddle.set_device("cpu")
 
 
-def network(act="gelu", dtype="float32", **shape):
-    state = random_state(**shape)
-    paddle.set_default_dtype(dtype)
-    try:
-        model = ppconvmixer.ConvMixer(**shape, act=act)
-    finally:
-        paddle.set_default_dtype("float32")
-    model.set_state_dict({name: value.astype(dtype) for name, value in state.items()})
-    return model
-
-
-def step(model, images, how):
-    """Return result, gradients and statistics of a training step; ``how`` is "plain", "maps" or "pooled"."""
-    dtype = model.stem[0].weight.dtype
-    x = paddle.to_tensor(images).astype(dtype)
-    if how == "plain":
-        out = model.blocks(model.stem(x)).mean(axis=[2, 3])
-    elif how == "maps":
-        out = mixer.mix(model, x, pooled=False).mean(axis=[2, 3])
-    else:
-        out = mixer.mix(model, x, pooled=True)
-    weights = np.random.default_rng(1).standard_normal(tuple(out.shape))
-    (out * paddle.to_tensor(weights).astype(dtype)).sum().backward()
-    found = {"out": out.numpy()}
-    found |= {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    return found | {n: v.numpy() for n, v in model.state_dict().items() if n.endswith(("_mean", "_variance"))}
-
-
-SHAPES = {
-    "usual": ({"dim": 32, "depth": 2, "kernel_size": 5, "patch_size": 2}, (4, 16, 16)),
-    "odd sizes": ({"dim": 24, "depth": 2, "kernel_size": 3, "patch_size": 3}, (3, 22, 31)),
-    "kernel larger than the map": ({"dim": 16, "depth": 1, "kernel_size": 9, "patch_size": 4}, (3, 12, 20)),
-    "one channel": ({"dim": 1, "depth": 1, "kernel_size": 3, "patch_size": 2}, (3, 10, 10)),
-    "one picture": ({"dim": 40, "depth": 2, "kernel_size": 7, "patch_size": 2}, (1, 18, 18)),
-    "odd channels": ({"dim": 37, "depth": 2, "kernel_size": 5, "patch_size": 1}, (2, 9, 9)),
-    "grey": ({"dim": 33, "depth": 1, "kernel_size": 5, "patch_size": 2, "in_chans": 1}, (2, 12, 12)),
-    "kernel 1": ({"dim": 8, "depth": 1, "kernel_size": 1, "patch_size": 2}, (2, 12, 12)),
-    "even kernel": ({"dim": 16, "depth": 2, "kernel_size": 8, "patch_size": 2}, (2, 22, 18)),
-    "kernel 15": ({"dim": 8, "depth": 1, "kernel_size": 15, "patch_size": 1}, (2, 12, 12)),
-    "several panels and strips": ({"dim": 300, "depth": 1, "kernel_size": 3, "patch_size": 7}, (2, 63, 56)),
-    "no blocks": ({"dim": 16, "depth": 0, "kernel_size": 3, "patch_size": 2}, (2, 8, 8)),
-    "one pixel": ({"dim": 16, "depth": 1, "kernel_size": 5, "patch_size": 8}, (4, 8, 8)),
-}
-
-
 @pytest.mark.parametrize("act", ["gelu", "relu"])
 @pytest.mark.parametrize("how", ["maps", "pooled"])
 @pytest.mark.parametrize("case", SHAPES)
 def test_a_step_is_as_near_to_float64_as_paddles_own(case, how, act):
-    shape, (n, height, width) = SHAPES[case]
-    images = np.random.default_rng(0).standard_normal((n, shape.get("in_chans", 3), height, width)).astype(np.float32)
-    exact = step(network(act, "float64", **shape), images, "plain")
-    theirs, ours = step(network(act, **shape), images, "plain"), step(network(act, **shape), images, how)
-    assert set(ours) == set(exact)
-    # Batch norm takes most of what comes in off again: what is left of the gradients is the rest of sums of terms of
-    # about 1, of a thousand float32 roundings each. Biases before a norm are nothing but such a rest.
-    scale = max(1.0, *(np.abs(exact[name]).max() for name in gradient_names(exact)))
-    for name, value in exact.items():
-        assert ours[name].dtype == np.float32 and ours[name].shape == value.shape
-        error, paddles = (np.abs(found[name] - value).max() for found in (ours, theirs))
-        room = 2e-5 * scale if name in gradient_names(exact) else 2e-6 * np.abs(value).max()
-        assert error <= 5 * paddles + room, f"{name}: off by {error:.1e}, Paddle's own operators by {paddles:.1e}"
-
-
-def gradient_names(found):
-    return {name for name in found if name != "out" and not name.endswith(("_mean", "_variance"))}
+    check_step(case, act, mixer.mix, how == "pooled")
 
 
 def reference(state, images, kernel, patch):
@@ -196,29 +143,14 @@ def test_evaluation_is_as_near_to_float64_as_paddles_own(dim, size, scale):
 def test_the_same_bits_every_time():
     shape, (n, height, width) = SHAPES["several panels and strips"]
     images = np.random.default_rng(0).standard_normal((n, 3, height, width)).astype(np.float32)
-    first, second = (step(network(**shape), images, "pooled") for _ in range(2))
+    first, second = (step(network(**shape), images, mixer.mix) for _ in range(2))
     for name, value in first.items():
         np.testing.assert_array_equal(second[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("how", ["maps", "pooled"])
 def test_evaluation_and_frozen_norms(how):
-    shape = {"dim": 32, "depth": 3, "kernel_size": 5, "patch_size": 2}
-    images = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
-    found = []
-    for way in ("plain", how):
-        model = network(**shape)
-        model.stem[2].eval()
-        model.blocks[1][0].fn[2].eval()
-        model.blocks[1][3].eval()
-        found.append(step(model, images, way))
-        model.eval()
-        with paddle.no_grad():
-            x = paddle.to_tensor(images)
-            out = model.blocks(model.stem(x)) if way == "plain" else mixer.mix(model, x, pooled=False)
-        found[-1]["evaluated"] = out.numpy()
-    for name, value in found[0].items():
-        np.testing.assert_allclose(found[1][name], value, rtol=0, atol=2e-5 * max(np.abs(value).max(), 1), err_msg=name)
+    check_evaluation_and_frozen_norms(mixer.mix, how == "pooled")
 
 
 def test_parameters_that_are_frozen_get_no_gradient():
@@ -269,48 +201,18 @@ def test_two_ways_forward_before_one_back():
     np.testing.assert_allclose(model.stem[0].weight.grad.numpy(), together, rtol=0, atol=1e-5 * np.abs(together).max())
 
 
-def used(monkeypatch, model, *arguments):
-    """Tell whether a call of the model goes through the operator."""
-    calls = []
-    original = mixer.mix
-    monkeypatch.setattr(mixer, "mix", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
-    model(*arguments)
-    return bool(calls)
-
-
 def test_the_network_uses_it_only_where_it_computes_the_same(monkeypatch):
     x = paddle.randn([2, 3, 16, 16])
     shape = {"dim": 16, "depth": 1, "kernel_size": 5, "patch_size": 2}
-    assert used(monkeypatch, network(**shape), x)
-    assert used(monkeypatch, network(act="relu", **shape), x)
-    assert used(monkeypatch, network(**{**shape, "kernel_size": 4}), x)
-    hooked = network(**shape)
-    hooked.blocks[0][0].fn[0].register_forward_post_hook(lambda *_: None)
-    assert not used(monkeypatch, hooked, x)
-    replaced = network(**shape)
-    replaced.blocks[0][2] = paddle.nn.Tanh()
-    assert not used(monkeypatch, replaced, x)
-    for part in (lambda m: m.blocks, lambda m: m.blocks[0][0], lambda m: m.stem):
-        hooked = network(**shape)
-        part(hooked).register_forward_pre_hook(lambda *_: None)
-        assert not used(monkeypatch, hooked, x)
-    rebuilt = network(**shape)
-    rebuilt.blocks[0] = paddle.nn.Sequential(paddle.nn.Identity())
-    assert not used(monkeypatch, rebuilt, x)
-    other = network(**shape)
-    other.stem[2]._epsilon = 1e-3
-    assert not used(monkeypatch, other, x)
+    assert used(monkeypatch, mixer, network(**shape), x)
+    assert used(monkeypatch, mixer, network(act="relu", **shape), x)
+    assert used(monkeypatch, mixer, network(**{**shape, "kernel_size": 4}), x)
+    for model in altered_networks(**shape):
+        assert not used(monkeypatch, mixer, model, x)
     wanted = x.clone()
     wanted.stop_gradient = False
-    assert not used(monkeypatch, network(**shape), wanted)
-    assert not used(monkeypatch, network(dtype="float64", **shape), x.astype("float64"))
-
-
-def test_the_gradient_of_pictures_comes_from_the_layers():
-    x = paddle.randn([2, 3, 16, 16])
-    x.stop_gradient = False
-    network(dim=16, depth=1, kernel_size=5, patch_size=2)(x).sum().backward()
-    assert x.grad is not None and np.isfinite(x.grad.numpy()).all()
+    assert not used(monkeypatch, mixer, network(**shape), wanted)
+    assert not used(monkeypatch, mixer, network(dtype="float64", **shape), x.astype("float64"))
 
 
 def test_a_number_that_is_none_stays_none():
