@@ -7,6 +7,7 @@ from typing import Any
 
 import paddle
 from paddle import nn
+from paddle.jit.sot.psdb import in_sot
 
 from .errors import UserError, unknown
 from .ops import mixer
@@ -138,7 +139,7 @@ class ConvMixer(nn.Layer):
     @paddle.jit.not_to_static
     def _fused(self, x: paddle.Tensor) -> bool:
         """Tell whether the CPU operator takes the place of the layers."""
-        return mixer.usable(self, x) and not any(block[0].drops() for block in self.blocks)
+        return not in_sot() and mixer.usable(self, x) and not any(block[0].drops() for block in self.blocks)
 
     @paddle.jit.not_to_static  # a static graph knows sizes that are left open as -1, and its transcript as tensors
     def _check(self, x: paddle.Tensor) -> None:

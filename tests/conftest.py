@@ -181,6 +181,18 @@ def check_evaluation_and_frozen_norms(mix, pooled):
         np.testing.assert_allclose(found[1][name], value, rtol=0, atol=2e-5 * max(np.abs(value).max(), 1), err_msg=name)
 
 
+def check_made_static(monkeypatch, way, model, full_graph):
+    """Assert that `paddle.jit.to_static` takes the layers, from the source, or, as it would by itself, the bytecode."""
+    x = paddle.randn([2, 3, 16, 16])
+    expected = model(x).numpy()
+    monkeypatch.setattr(way, "mix", None)
+    model = paddle.jit.to_static(model, full_graph=full_graph)
+    out = model(x)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    out.sum().backward()
+    assert model.stem[0].weight.grad is not None
+
+
 def altered_networks(**shape):
     """Yield networks that somebody rebuilt, set otherwise or hooked into."""
     for part in (lambda m: m.blocks, lambda m: m.blocks[0][0], lambda m: m.stem):

@@ -14,6 +14,7 @@ from conftest import (
     SHAPES,
     altered_networks,
     check_evaluation_and_frozen_norms,
+    check_made_static,
     check_step,
     network,
     step,
@@ -199,6 +200,11 @@ def test_two_ways_forward_before_one_back():
     model(a).sum().backward()
     (2 * model(b).sum()).backward()
     np.testing.assert_allclose(model.stem[0].weight.grad.numpy(), together, rtol=0, atol=1e-5 * np.abs(together).max())
+
+
+@pytest.mark.parametrize("full_graph", [False, True])
+def test_a_network_made_static_has_the_layers(monkeypatch, full_graph):
+    check_made_static(monkeypatch, mixer, network(dim=16, depth=1, kernel_size=5, patch_size=2), full_graph)
 
 
 def test_the_network_uses_it_only_where_it_computes_the_same(monkeypatch):
