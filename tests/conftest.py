@@ -181,6 +181,14 @@ def check_evaluation_and_frozen_norms(mix, pooled):
         np.testing.assert_allclose(found[1][name], value, rtol=0, atol=2e-5 * max(np.abs(value).max(), 1), err_msg=name)
 
 
+def check_second_way_back(model):
+    """Assert that it ends in an error, and in no crash, which is what Paddle 3.3 has for it."""
+    out = model(paddle.randn([2, 3, 16, 16])).sum()
+    out.backward(retain_graph=True)
+    with pytest.raises(OSError, match=r"no second way back.*images\.stop_gradient = False"):
+        out.backward()
+
+
 def check_made_static(monkeypatch, way, model, full_graph):
     """Assert that `paddle.jit.to_static` takes the layers, from the source, or, as it would by itself, the bytecode."""
     x = paddle.randn([2, 3, 16, 16])

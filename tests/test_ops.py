@@ -15,6 +15,7 @@ from conftest import (
     altered_networks,
     check_evaluation_and_frozen_norms,
     check_made_static,
+    check_second_way_back,
     check_step,
     network,
     step,
@@ -200,6 +201,10 @@ def test_two_ways_forward_before_one_back():
     model(a).sum().backward()
     (2 * model(b).sum()).backward()
     np.testing.assert_allclose(model.stem[0].weight.grad.numpy(), together, rtol=0, atol=1e-5 * np.abs(together).max())
+
+
+def test_a_second_way_back_is_an_error():
+    check_second_way_back(network(dim=16, depth=1, kernel_size=5, patch_size=2))
 
 
 @pytest.mark.parametrize("full_graph", [False, True])

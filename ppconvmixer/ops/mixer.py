@@ -34,11 +34,28 @@ def known(model: ConvMixer) -> bool:
     return model.stem[0].weight.dtype == paddle.float32 and structure(model) == model.as_made and library() is not None
 
 
+def once(result: paddle.Tensor) -> paddle.Tensor:
+    """Return ``result``, through which a second way back ends in an error; in a PyLayer, Paddle 3.3 would crash."""
+    passed: list[bool] = []
+
+    def check(_: paddle.Tensor) -> None:
+        if passed:
+            raise RuntimeError(
+                "there is no second way back through the network; run it forward anew, or with "
+                "images.stop_gradient = False, for which Paddle's layers compute"
+            )
+        passed.append(True)
+
+    if not result.stop_gradient:
+        result.register_hook(check)
+    return result
+
+
 def mix(model: ConvMixer, images: paddle.Tensor, pooled: bool) -> paddle.Tensor:
     """Return the feature maps of ``model`` for float32 images (N, C, H, W), or, ``pooled``, their means (N, dim)."""
     parameters = [p for conv, norm in _pairs(model) for p in (conv.weight, conv.bias, norm.weight, norm.bias)]
     if paddle.is_grad_enabled() and not all(p.stop_gradient for p in parameters):
-        return _Mixer.apply(images, model, pooled, *parameters)
+        return once(_Mixer.apply(images, model, pooled, *parameters))
     if any(norm.training for _, norm in _pairs(model)):
         call = _Call(model, images, pooled)
         memory = _pool.take(call.floats(keep=False))
@@ -85,8 +102,6 @@ class _Mixer(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[Optional[paddle.Tensor], ...]:
-        if ctx.memory is None:
-            raise RuntimeError("the way back was gone already, and its memory is in use again; run forward anew")
         gradients = [paddle.empty(p.shape, "float32") for p in ctx.parameters]
         first = next(i for i, p in enumerate(ctx.parameters) if not p.stop_gradient)
         ctx.call.backward(gradient, ctx.memory, gradients, lowest=(first + 4) // 8)  # four of the stem, eight a block
