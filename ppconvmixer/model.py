@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from types import ModuleType
+from typing import Any, Optional
 
 import paddle
 from paddle import nn
 from paddle.jit.sot.psdb import in_sot
 
 from .errors import UserError, unknown
-from .ops import mixer
+from .ops import mixer, rewrite
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -37,13 +38,17 @@ class Residual(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         y = self.fn(x)
         if self.drops():
-            kept = paddle.rand([x.shape[0], 1, 1, 1]) >= self.drop_path
-            y = y * (kept.astype(y.dtype) / (1 - self.drop_path))
+            y = y * self.shares(x.shape[0]).astype(y.dtype)
         return y + x
 
     def drops(self) -> bool:
         """Tell whether pictures may do without ``fn`` now."""
         return self.training and self.drop_path > 0
+
+    def shares(self, pictures: int) -> paddle.Tensor:
+        """Draw how much of ``fn`` each picture gets, (pictures, 1, 1, 1)."""
+        kept = paddle.rand([pictures, 1, 1, 1]) >= self.drop_path
+        return kept.astype("float32") / (1 - self.drop_path)
 
 
 class ConvMixer(nn.Layer):
@@ -134,12 +139,17 @@ class ConvMixer(nn.Layer):
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Return the feature map, ``(N, dim, H // patch_size, W // patch_size)``."""
         self._check(x)
-        return mixer.mix(self, x, pooled=False) if self._fused(x) else self.blocks(self.stem(x))
+        way = self._way(x)
+        return way.mix(self, x, pooled=False) if way else self.blocks(self.stem(x))
 
     @paddle.jit.not_to_static
-    def _fused(self, x: paddle.Tensor) -> bool:
-        """Tell whether the CPU operator takes the place of the layers."""
-        return not in_sot() and mixer.usable(self, x) and not any(block[0].drops() for block in self.blocks)
+    def _way(self, x: paddle.Tensor) -> Optional[ModuleType]:
+        """Return what takes the place of the layers here: the CPU operator, or their rewriting, or None."""
+        if in_sot() or not mixer.replaceable(self, x):
+            return None
+        if mixer.usable(self):
+            return mixer
+        return rewrite if rewrite.usable(self) else None
 
     @paddle.jit.not_to_static  # a static graph knows sizes that are left open as -1, and its transcript as tensors
     def _check(self, x: paddle.Tensor) -> None:
@@ -156,9 +166,10 @@ class ConvMixer(nn.Layer):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        if self._fused(x):
+        way = self._way(x)
+        if way:
             self._check(x)
-            return self.head(self.dropout(mixer.mix(self, x, pooled=True)))
+            return self.head(self.dropout(way.mix(self, x, pooled=True)))
         return self.forward_head(self.forward_features(x))
 
 

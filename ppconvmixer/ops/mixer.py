@@ -18,20 +18,33 @@ if TYPE_CHECKING:
     from ..model import ConvMixer
 
 
-def usable(model: ConvMixer, images: paddle.Tensor) -> bool:
-    """Tell whether the operator computes what the layers of ``model`` would: on a CPU, in float32, for plain layers."""
+def replaceable(model: ConvMixer, images: paddle.Tensor) -> bool:
+    """Tell whether another way may compute what the layers would: on a CPU, in float32, for plain layers."""
     return (
         paddle.in_dynamic_mode()
         and images.place.is_cpu_place()
         and images.dtype == paddle.float32
-        and (images.stop_gradient or not paddle.is_grad_enabled())  # the gradient of the pictures is not computed
-        and known(model)
+        and paddle.base.framework._dygraph_tracer()._amp_level == paddle.base.core.AmpLevel.O0
+        # A gradient of the pictures alone, as `paddle.grad` finds it, is refused where a PyLayer has other inputs.
+        and (images.stop_gradient or not paddle.is_grad_enabled())
+        and unchanged(model)
     )
 
 
+def usable(model: ConvMixer) -> bool:
+    """Tell whether the operator, which has no drop path, is here and computes all that ``model`` wants now."""
+    return not any(block[0].drops() for block in model.blocks) and library() is not None
+
+
 def known(model: ConvMixer) -> bool:
-    """Tell whether there is an operator, and nobody rebuilt ``model``, changed its settings or hooked into it."""
-    return model.stem[0].weight.dtype == paddle.float32 and structure(model) == model.as_made and library() is not None
+    """Tell whether there is an operator, and ``model`` is the network that it knows."""
+    return unchanged(model) and library() is not None
+
+
+def unchanged(model: ConvMixer) -> bool:
+    """Tell whether ``model`` is float32 on a CPU, and nobody rebuilt it, changed its settings or hooked into it."""
+    weight = model.stem[0].weight
+    return weight.dtype == paddle.float32 and weight.place.is_cpu_place() and structure(model) == model.as_made
 
 
 def once(result: paddle.Tensor) -> paddle.Tensor:
