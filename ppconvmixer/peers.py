@@ -383,7 +383,8 @@ def _kept(context: Any) -> Path:
 
 OURS = "ppconvmixer"
 STOCK = "Paddle dynamic graph"
-PADDLE = (OURS, STOCK, "ppconvmixer without operator", "Paddle Inference")
+WITHOUT = "ppconvmixer without operator"
+PADDLE = (OURS, STOCK, WITHOUT, "Paddle Inference")
 """Contenders that need no package but Paddle; all others are peers."""
 
 CONTENDERS: Mapping[str, Mapping[str, Callable[[Workload], Step]]] = {
@@ -400,7 +401,7 @@ CONTENDERS: Mapping[str, Mapping[str, Callable[[Workload], Step]]] = {
     "training": {
         OURS: _paddle_training,
         STOCK: lambda workload: _paddle_training(workload, _layers),
-        "ppconvmixer without operator": _without_operator,
+        WITHOUT: _without_operator,
         "torch eager": _torch_training(),
         "torch channels_last": _torch_training(channels_last=True),
         "torch compiled": _torch_training(compiled=True),
