@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from . import __version__, card, checkpoint, distributed, download, layouts, peers, zoo
+from . import __version__, card, checkpoint, distributed, download, layouts, peers, views, zoo
 from .engines import ENGINES, create_engine
 from .errors import UserError, printable, unknown
 from .files import atomic_write, sha256, table_path, write_text
@@ -158,6 +158,11 @@ def _add_network(command: argparse.ArgumentParser) -> None:
         "--backend", choices=("pil", "cv2"), default="pil", help="decode and resize with Pillow (exact) or OpenCV"
     )
     command.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="what runs the network")
+    command.add_argument(
+        "--tta", metavar="VIEWS", nargs="?", const=views.USUAL, default="1",
+        help="average the probabilities over views of every picture: scales, and flip for each mirrored as well; "
+        f"alone it means {views.USUAL}",
+    )  # fmt: skip
 
 
 def _positive(text: str) -> int:
@@ -227,6 +232,7 @@ def _eval(options: argparse.Namespace) -> None:
     from .transforms import eval_transform
 
     network = _trained(options)
+    seen = views.parse(options.tta, network.name, network.input)
     outputs = [path for path in (options.output, options.predictions, options.logits) if path]
     _check_outputs(outputs, [network.path, options.data, options.list, options.config, options.classes])
     pictures = _pictures(options, network)
@@ -236,6 +242,7 @@ def _eval(options: argparse.Namespace) -> None:
     found = evaluate(
         *(engine, samples, options.batch_size, options.workers, options.limit, options.skip_broken),
         keep_logits=bool(options.logits),
+        views=seen,
     )
     metrics = found.metrics()
     if distributed.RANK:
@@ -247,6 +254,7 @@ def _eval(options: argparse.Namespace) -> None:
         **metrics,
         "backend": options.backend,
         "input": dataclasses.asdict(network.input),
+        "views": [dataclasses.asdict(view) for view in seen],
         "data": {"path": options.data, "list": options.list, "recipe": options.config},
         "version": __version__,
     }
@@ -261,8 +269,9 @@ def _eval(options: argparse.Namespace) -> None:
             np.save(stream, found.logits)
     if metrics["k"] < 5:
         logger.info("the model has %d classes, so top-5 is top-%d", engine.num_classes, metrics["k"])
+    told = f" in {len(seen)} views" if len(seen) > 1 else ""
     _print(
-        f"{network.name}: {metrics['samples']} pictures, {metrics['skipped']} skipped; "
+        f"{network.name}: {metrics['samples']} pictures{told}, {metrics['skipped']} skipped; "
         f"top-1 {100 * metrics['top1']:.2f} %, top-{metrics['k']} {100 * metrics['top5']:.2f} %, "
         f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.1f} img/s"
     )
@@ -364,20 +373,24 @@ def _schedule(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from .evaluate import top_k
+    from .evaluate import check_sizes, see, top_k
     from .transforms import decode, eval_transform
 
     network = _trained(options)
-    transform = eval_transform(network.input, options.backend)
+    seen = views.parse(options.tta, network.name, network.input)
+    specs = {view.size: dataclasses.replace(network.input, size=view.size) for view in seen}
+    transforms = {size: eval_transform(spec, options.backend) for size, spec in specs.items()}
     engine = create_engine(options.engine, network.create())
+    check_sizes(engine, transforms.keys() - {network.input.size})
     broken = []
     for path in options.images:
         try:
-            image = transform(decode(Path(path).read_bytes(), options.backend))
+            picture = decode(Path(path).read_bytes(), options.backend)
+            images = {size: transform(picture)[np.newaxis] for size, transform in transforms.items()}
         except (UserError, OSError) as error:
             broken.append(f"  {path}: {getattr(error, 'strerror', None) or error}")
             continue
-        classes, probabilities = top_k(engine(image[np.newaxis]))
+        classes, probabilities = top_k(see(engine, images, seen))
         print(path)
         for number, probability in zip(classes[0], probabilities[0]):
             print(f"  {100 * probability:6.2f} %  {network.classes[number] if network.classes else f'class {number}'}")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
 
 from . import distributed
-from .errors import UserError
+from .errors import UserError, said
 from .loader import Samples, batches, broken
 from .progress import Progress
+from .views import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,37 +63,45 @@ def evaluate(
     limit: int = 0,
     skip_broken: bool = False,
     keep_logits: bool = False,
+    views: Sequence[View] = (),
 ) -> Evaluation:
     """Run ``engine`` over ``samples``; several processes share the work and all get the whole result.
 
     Args:
+        workers: processes that read pictures, shared out among the sizes of the views.
         limit: evaluate the first so many pictures only; 0 evaluates all.
         skip_broken: leave out pictures that cannot be read, and count them.
+        views: how every picture is seen, see ``see``; none for once, at the size of ``samples``.
 
     Raises:
-        UserError: a label the engine has no class for; broken pictures, all of them named, without
-            ``skip_broken``; nothing left to evaluate.
+        UserError: a label the engine has no class for; a size the engine does not take; broken pictures,
+            all of them named, without ``skip_broken``; nothing left to evaluate.
     """
     samples.pictures.check_labels(engine.num_classes)
+    views = views or [View(samples.size)]
+    sizes = {view.size: samples.resized(view.size) for view in views}
+    check_sizes(engine, sizes.keys() - {samples.size})
     order = np.arange(min(limit or len(samples), len(samples)))
     mine = order[distributed.RANK :: distributed.WORLD]
     parts: list[tuple[np.ndarray, ...]] = []
     skipped: list[int] = []
     started = time.monotonic()
     with Progress(len(mine), "evaluate") as progress:
-        for batch in batches(samples, mine, batch_size, workers):
-            ok = batch.readable
+        share = -(-workers // len(sizes))
+        for parallel in zip(*(batches(resized, mine, batch_size, share) for resized in sizes.values())):
+            batch, ok = parallel[0], np.all([batch.readable for batch in parallel], axis=0)
             skipped += batch.indices[~ok].tolist()
             if skipped and not skip_broken:
                 break
             if ok.any():
+                logits = see(engine, {size: batch.images for size, batch in zip(sizes, parallel)}, views)
                 labels = batch.labels[ok]
-                parts.append((batch.indices[ok], labels, *_score(engine(batch.images)[ok], labels, keep_logits)))
+                parts.append((batch.indices[ok], labels, *_score(logits[ok], labels, keep_logits)))
             progress.advance(len(ok))
     gathered = distributed.gather((parts, skipped, time.monotonic() - started))
     skipped = sorted(i for _, part, _ in gathered for i in part)
     if skipped and not skip_broken:
-        raise broken(samples, workers, limit)
+        raise broken(sizes[max(sizes)], workers, limit)  # what is too large at one size is at the largest
     parts = [part for shard, _, _ in gathered for part in shard]
     if not parts:
         raise UserError(f"none of the {len(order)} pictures can be read; there is nothing to evaluate")
@@ -103,6 +112,38 @@ def evaluate(
         *(indices, labels, classes, probabilities, losses, logits if keep_logits else None),
         *(tuple(skipped), max(seconds for _, _, seconds in gathered)),
     )
+
+
+def see(engine: Any, images: Mapping[int, np.ndarray], views: Sequence[View]) -> np.ndarray:
+    """Return what ``engine`` makes of pictures in several views: float32 (N, classes).
+
+    The probabilities are averaged, each view's softmax with the same weight, and the logarithm of the mean takes
+    the place of logits: its softmax is the mean. Of a single view the logits are returned as they are.
+
+    Args:
+        images: float32 (N, 3, size, size) by size, for the size of every view.
+    """
+    seen = [images[view.size][..., ::-1] if view.flip else images[view.size] for view in views]
+    logits = [engine(np.ascontiguousarray(part)) for part in seen]
+    if len(logits) == 1:
+        return logits[0]
+    mean = np.logaddexp.reduce([_log_softmax(part) for part in logits]) - np.log(len(logits))
+    return mean.astype(np.float32)
+
+
+def check_sizes(engine: Any, sizes: Iterable[int]) -> None:
+    """Try the engine on a picture of each of ``sizes``, before the work and not in its middle.
+
+    Raises:
+        UserError: it does not take one of them.
+    """
+    for size in sizes:
+        try:
+            engine(np.zeros((1, 3, size, size), np.float32))
+        except Exception as error:  # each engine has exceptions of its own
+            raise UserError(
+                f"the engine {engine.name} does not take {size} x {size} pixels ({said(error)}); take no scales"
+            ) from error
 
 
 def top_k(logits: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:

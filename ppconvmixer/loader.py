@@ -26,7 +26,7 @@ from .datasets import Pictures
 from .draws import Draws
 from .errors import UserError
 from .mixing import PAIR, Mixing
-from .transforms import Picture, Transform, decode
+from .transforms import Picture, Transform, decode, eval_transform
 
 SECONDS_A_SAMPLE = 60.0  # no picture takes so long; a worker that does not get on hangs (a dead network disk, say)
 SLOTS = 2  # batches every worker makes ahead
@@ -95,6 +95,13 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def resized(self, size: int) -> Samples:
+        """Return the same samples as evaluation would have them at another size."""
+        if size == self.size:
+            return self
+        spec = dataclasses.replace(self.transform.spec, size=size)
+        return Samples(self.pictures, eval_transform(spec, self.backend), size, self.backend)
 
     def read(self, index: int, epoch: int = 0) -> np.ndarray:
         """Return the input made of picture ``index``, float32 (3, size, size).
