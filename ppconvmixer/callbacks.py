@@ -120,7 +120,8 @@ class Average(paddle.callbacks.Callback):
     """Lets the network ``Trainer.average`` follow as the exponential moving average of the weights.
 
     Batch-norm statistics are averaged like weights: so they are, to the first order, those of the averaged
-    network; those of the moment belong to weights that are some steps ahead.
+    network; those of the moment belong to weights that are some steps ahead. Where mixed precision (O2) keeps the
+    weights in float16, their float32 masters are averaged: most steps are too small for float16 to show.
     """
 
     def __init__(self, state: RunState, decay: float):
@@ -129,10 +130,10 @@ class Average(paddle.callbacks.Callback):
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
         share = 1 - ema_decay(self.decay, self.state.steps)
-        theirs = self.model.network.state_dict()
+        theirs, masters = self.model.network.state_dict(), self.model._optimizer._master_weights
         with paddle.no_grad():
             for name, value in self.model.average.state_dict().items():
-                value.lerp_(theirs[name].astype("float32"), share)
+                value.lerp_(masters.get(theirs[name].name, theirs[name]).astype("float32"), share)
 
 
 class Evaluate(paddle.callbacks.Callback):

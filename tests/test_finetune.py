@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -192,6 +193,26 @@ def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path
     (file,) = (tmp_path / "run/visualdl").iterdir()
     drawn = [row.value for row in LogReader(file_path=str(file)).get_data("scalar", "eval_ema/loss")]
     assert drawn == pytest.approx([figures[1]["loss"], figures[3]["loss"]])
+
+
+def test_the_moving_average_follows_the_masters_of_float16_weights():
+    """What mixed precision O2 leaves in the network hides every step smaller than half a unit of float16."""
+    from ppconvmixer import callbacks
+
+    network, average = paddle.nn.Linear(2, 2), paddle.nn.Linear(2, 2)
+    network.to(dtype="float16")
+    weight, bias = network.weight, network.bias
+    masters = {weight.name: paddle.to_tensor([[1.0001, 2.0], [3.0, 4.0]])}
+    weight.set_value(masters[weight.name].astype("float16"))
+    for parameter in average.parameters():
+        parameter.set_value(paddle.zeros_like(parameter))
+    callback = callbacks.Average(run_state.RunState(steps=1000), 0.75)
+    callback.model = SimpleNamespace(
+        network=network, average=average, _optimizer=SimpleNamespace(_master_weights=masters)
+    )
+    callback.on_train_batch_end(0)
+    np.testing.assert_allclose(average.weight.numpy(), masters[weight.name].numpy() / 4, rtol=1e-6)
+    np.testing.assert_allclose(average.bias.numpy(), bias.astype("float32").numpy() / 4, rtol=1e-6)
 
 
 def test_a_moving_average_can_begin_later(class_folders, tmp_path):
