@@ -80,6 +80,7 @@ def finetune(
     val.check_labels(num_classes)
     logger.info("%d pictures to train on, %d to evaluate on, %d classes", len(train), len(val), num_classes)
     pictures = run_folder.listing(train, val)
+    teacher = run_folder.teacher(recipe)
     with contextlib.ExitStack() as block:
         if not distributed.RANK:
             block.enter_context(run_folder.locked(folder))
@@ -87,7 +88,7 @@ def finetune(
         saved, changed = None, []
         if resume:
             saved = run_state.read(folder)
-            changed = run_folder.changes(folder, recipe, pictures, saved)
+            changed = run_folder.changes(folder, recipe, pictures, teacher, saved)
             if changed and not allow_changes:
                 raise UserError(
                     f"this is not the run in {folder} any more: {'; '.join(changed)}; "
@@ -108,6 +109,7 @@ def finetune(
             "card": dataclasses.asdict(_card(recipe, train)),
             "recipe": recipe.to_dict(),
             "pictures": run_folder.digest(pictures),
+            "teacher": teacher,
             "processes": distributed.WORLD,
         }
         return _train(recipe, folder, train, val, facts, saved, wish)

@@ -19,11 +19,11 @@ from typing import Any, Optional
 
 import filelock
 
-from . import distributed, run_state
+from . import distributed, run_state, zoo
 from . import recipe as recipes
 from .datasets import Pictures
 from .errors import UserError
-from .files import table_path, write_text
+from .files import sha256, table_path, write_text
 from .recipe import Recipe
 from .run_state import Saved
 
@@ -101,8 +101,27 @@ def digest(pictures: str) -> str:
     return hashlib.sha256(pictures.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def changes(folder: Path, recipe: Recipe, pictures: str, saved: Optional[Saved]) -> list[str]:
+def teacher(recipe: Recipe) -> Optional[str]:
+    """Return the SHA-256 of the file that the teacher of a recipe is filled from; None without a teacher.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if recipe.distill is None:
+        return None
+    path = zoo.find_weights(recipe.distill.teacher, recipe.distill.weights)
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise UserError(f"cannot read distill.weights {path}: {error.strerror or error}") from error
+
+
+def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str], saved: Optional[Saved]) -> list[str]:
     """Say what is not as it was when ``saved`` was saved (or the run begun), a line each.
+
+    Args:
+        pictures: what ``listing`` says.
+        teacher: what ``teacher`` says.
 
     Raises:
         UserError: nothing was saved, and ``folder`` holds weights that a new beginning would replace.
@@ -116,6 +135,11 @@ def changes(folder: Path, recipe: Recipe, pictures: str, saved: Optional[Saved])
     found = [line for line in recipes.differences(before, recipe) if not line.startswith(_HARMLESS)]
     if saved and saved.facts["pictures"] != digest(pictures):
         found.append(_changed_pictures(folder / "pictures.csv", pictures))
+    before_teacher = saved.facts.get("teacher") if saved else None  # an older state does not say
+    if teacher and before_teacher not in (None, teacher):
+        found.append(
+            f"the file distill.weights {recipe.distill.weights}: sha256 {before_teacher[:8]}... -> {teacher[:8]}..."
+        )
     if saved and saved.facts["processes"] != distributed.WORLD:
         found.append(f"processes: {saved.facts['processes']} -> {distributed.WORLD}")
     return found

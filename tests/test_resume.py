@@ -345,6 +345,27 @@ def test_changed_pictures_are_refused_with_the_difference_unless_told_otherwise(
     assert train(longer, tmp_path / "run", resume=True, allow_changes=True)["samples"] == 11
 
 
+def test_another_teacher_under_the_same_name_is_refused_unless_told_otherwise(class_folders, tiny_weights, tmp_path):
+    teacher = tmp_path / "teacher.pdparams"
+    teacher.write_bytes(tiny_weights.read_bytes())
+    overrides = settings(class_folders, "distill.teacher=convmixer_tiny", f"distill.weights={teacher}")
+    train([*overrides, "train.epochs=1"], tmp_path / "run")
+    assert train([*overrides, "train.epochs=1"], tmp_path / "run", resume=True)["epochs"] == 1
+    state = checkpoint.read(teacher)
+    state["head.bias"] = state["head.bias"] + 1
+    checkpoint.write(teacher, state)
+    with pytest.raises(
+        UserError, match=r"distill.weights .*teacher.pdparams: sha256 \w{8}... -> \w{8}...; put it back"
+    ):
+        train([*overrides, "train.epochs=1"], tmp_path / "run", resume=True)
+    longer = [*overrides, "train.epochs=2"]
+    assert train(longer, tmp_path / "run", resume=True, allow_changes=True)["epochs"] == 2
+    train(longer, tmp_path / "run", resume=True)  # from now on this is the teacher
+    teacher.unlink()
+    with pytest.raises(UserError, match="cannot read distill.weights .*teacher.pdparams: No such file"):
+        train(longer, tmp_path / "run", resume=True)
+
+
 def test_a_run_killed_before_its_first_state_begins_again(whole, tmp_path):
     overrides, folder = whole
     (tmp_path / "run").mkdir()
