@@ -226,6 +226,7 @@ def _serve(connection: Connection, workload: Workload, contender: str) -> None:
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells everybody; the parent decides
+    multiprocessing.set_start_method(None, force=True)  # "spawn" is inherited; a peer starts its workers as for a user
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # frameworks comment on the number of threads
             step = peers.make(workload, contender)
