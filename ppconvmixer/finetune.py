@@ -156,6 +156,8 @@ def _train(
         loss = teacher.loss(loss)
     model = Trainer(network, average, teacher)
     model.prepare(create_optimizer(recipe, network, data.counts), loss, paddle.metric.Accuracy(name="top1"), amp)
+    if distributed.WORLD > 1:
+        logger.info("%d processes: %s", distributed.WORLD, _shared_step(recipe))
     state = run_state.restore(saved, model) if saved else run_state.RunState()
     data.epoch, data.skip = state.epochs, state.step
     if state.epochs and not state.step:
@@ -251,6 +253,19 @@ def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: in
             network.reset_classifier(num_classes)
             logger.warning("the head of %s is for other classes; this model's is freshly initialised", weights)
     return network
+
+
+def _shared_step(recipe: Recipe) -> str:
+    """Say what several processes make of batch size and learning rate."""
+    count, batches = recipe.train.accumulate, dict.fromkeys(phase.batch_size for phase in recipe.phases())
+    steps = [
+        f"{distributed.WORLD} x {batch}{f' x {count}' if count > 1 else ''} = {distributed.WORLD * batch * count}"
+        for batch in batches
+    ]
+    return (
+        f"train.batch_size is that of one, a step takes {', then '.join(steps)} pictures; optimizer.lr stays "
+        f"{recipe.optimizer.lr:g} (docs/finetuning.md says how to choose it)"
+    )
 
 
 def _amp(level: str) -> str:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +108,101 @@ def test_two_processes_of_two_batches_a_step_do_what_one_large_batch_does(tmp_pa
         np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
     assert not np.array_equal(ours["head.weight"], checkpoint.read(tiny_weights)["head.weight"])
     assert [run_state.read(tmp_path / name).run["steps"] for name in ("one", "two")] == [4, 4]
+
+
+WATCHED = """
+import os, sys
+
+FOLDER = {folder!r}
+
+def writes(event, arguments):
+    if event == "open":
+        changes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    else:
+        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree")
+    if changes and str(arguments[0]).startswith(FOLDER):
+        print("rank 1 writes:", event, arguments, file=sys.stderr, flush=True)
+        os._exit(77)
+
+if os.environ["PADDLE_TRAINER_ID"] == "1":
+    sys.addaudithook(writes)
+from ppconvmixer.cli import main
+sys.exit(main(["finetune", *sys.argv[1:]]))
+"""
+
+
+def test_two_processes_do_all_that_one_does_and_only_the_first_writes(tmp_path, class_folders, tiny_weights):
+    """The same pictures, varied and mixed in the same way, in phases and several batches a step, and their average.
+
+    With all norms frozen it makes no difference which pictures share a batch.
+    """
+    everything = [
+        *("augment.randaugment=n2-m12", "augment.hflip=0.5", "augment.erasing=0.3", "augment.mixup=0.5"),
+        *("augment.cutmix=0.5", "train.ema=0.8", "train.accumulate=2", "train.epochs=null", "schedule.name=cosine"),
+        *("train.phases=[{epochs: 2, size: 16}, {epochs: 1}]", "train.label_smoothing=0.1"),
+    ]
+    script = tmp_path / "watched.py"
+    script.write_text(WATCHED.format(folder=str(tmp_path / "two")))
+    settings = frozen(class_folders, tiny_weights, *everything, "train.batch_size=4")
+    launch(script, ["-c", "digits", "-o", *settings, "--output", tmp_path / "two"], tmp_path / "log")
+    one = recipe.load("digits", frozen(class_folders, tiny_weights, *everything, "train.batch_size=8"))
+    finetune.finetune(one, tmp_path / "one")
+    ours, theirs = (run_state.read(tmp_path / name) for name in ("two", "one"))
+    assert set(ours.arrays) == set(theirs.arrays) and any(name.startswith("ema/") for name in ours.arrays)
+    for name, value in theirs.arrays.items():
+        np.testing.assert_allclose(ours.arrays[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
+    assert ours.run["steps"] == theirs.run["steps"] == 6 and ours.run["epochs"] == 3
+    for key in ("metrics", "ema_metrics"):
+        assert ours.run[key]["loss"] == pytest.approx(theirs.run[key]["loss"], rel=1e-4)
+    assert (
+        "2 processes: train.batch_size is that of one, a step takes 2 x 4 x 2 = 16 pictures; optimizer.lr stays 0.1"
+        in (tmp_path / "two/log.txt").read_text()
+    )
+
+
+def machines(master, log_dir, arguments):
+    """Start the launchers of two machines, here both on this one, with a process each."""
+    launchers = []
+    for rank in (0, 1):
+        one = command("tools/finetune.py", arguments, log_dir / str(rank))
+        where = one["args"].index("--nproc_per_node")
+        one["args"][where : where + 2] = [
+            *("--master", master, "--nnodes", "2", "--rank", str(rank), "--nproc_per_node", "1"),
+        ]
+        launchers.append(subprocess.Popen(**{**one, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}))
+    return launchers
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_two_machines_of_which_one_dies_go_on_where_they_were_saved(tmp_path, class_folders):
+    settings = [
+        *("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"),
+        *("data.val_fraction=null", "data.workers=0", "train.epochs=30", "train.batch_size=4"),
+        *("train.save_minutes=0", "train.ema=0.9", "model.drop_rate=0.2", "augment.mixup=0.5"),
+    ]
+    arguments = ["-c", "digits", "-o", *settings, "--output"]
+    launch("tools/finetune.py", [*arguments, tmp_path / "whole"], tmp_path / "log")
+    launchers = machines(free_address(), tmp_path / "first", [*arguments, tmp_path / "run"])
+    deadline = time.monotonic() + 120
+    while len(run_state.files(tmp_path / "run")) < 2:
+        assert all(process.poll() is None for process in launchers) and time.monotonic() < deadline
+        time.sleep(0.01)
+    pid = launchers[1].pid
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    assert all(process.wait(60) for process in launchers)  # nobody waits for the dead one
+    assert not (tmp_path / "run/result.json").exists()
+    launchers = machines(free_address(), tmp_path / "second", [*arguments, tmp_path / "run", "--resume"])
+    assert [process.wait(120) for process in launchers] == [0, 0]
+    whole, run = (run_state.read(tmp_path / name) for name in ("whole", "run"))
+    assert (run.run["epochs"], run.run["steps"]) == (whole.run["epochs"], whole.run["steps"]) == (30, 90)
+    for name, value in whole.arrays.items():
+        np.testing.assert_array_equal(run.arrays[name], value, err_msg=name)
 
 
 def test_two_processes_stop_together_and_go_on(tmp_path, class_folders):
