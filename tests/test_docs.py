@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import importlib.util
+import itertools
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from ppconvmixer import recipe
+from ppconvmixer import recipe, zoo
 from ppconvmixer.augment import Augment
 
 
@@ -39,7 +41,9 @@ def test_every_test_that_a_promise_names_exists():
         "README_zh.md",
         "docs/architecture.md",
         "docs/finetuning.md",
+        "docs/finetuning_zh.md",
         "docs/recipes.md",
+        "docs/recipes_zh.md",
         "docs/reliability.md",
     ],
 )
@@ -50,12 +54,63 @@ def test_links_lead_somewhere(name):
             assert (page.parent / target).exists(), target
 
 
-def test_both_readmes_show_the_same_commands():
-    blocks = [
-        re.findall(r"```(?:\w*)\n(.*?)```", (ROOT / name).read_text(), re.S) for name in ("README.md", "README_zh.md")
-    ]
-    strip = [[re.sub(r"\s+#.*", "", block) for block in found] for found in blocks]
-    assert strip[0] == strip[1]
+@pytest.mark.parametrize("name", ["README", "docs/recipes", "docs/finetuning"])
+def test_both_languages_show_the_same(name):
+    """The same commands, headings of the same levels, tables of the same rows, and the same code in the text."""
+    english, chinese = ((ROOT / f"{name}{suffix}.md").read_text() for suffix in ("", "_zh"))
+    blocks, texts = [], []
+    for text in (english, chinese):
+        found = re.findall(r"```(?:\w*)\n(.*?)```", text, re.S)
+        blocks.append([re.sub(r"\s+#.*", "", block) for block in found])
+        texts.append(re.sub(r"```.*?```", "", text, flags=re.S))
+    assert blocks[0] == blocks[1]
+    for pattern in (r"^#+ ", r"^\|(?=.)", r"^- ", r"^!\["):
+        assert len(re.findall(pattern, texts[0], re.M)) == len(re.findall(pattern, texts[1], re.M)), pattern
+    if name != "README":
+        codes = [Counter(re.findall(r"`(.+?)`", re.sub(r"\s+", " ", text))) for text in texts]
+        assert codes[0] == codes[1]
+
+
+def macs(name, size):
+    variant = zoo.VARIANTS[zoo.canonical(name)]
+    return dataclasses.replace(variant, input=dataclasses.replace(variant.input, size=size)).macs()
+
+
+def cost(ours):
+    """Multiply-accumulates of a run for a training picture: forward once, back twice through what is trained, and the teacher."""
+    depth, total, epochs = zoo.VARIANTS[zoo.canonical(ours.model.name)].depth, 0, itertools.count()
+    for phase in ours.phases():
+        for _ in range(phase.epochs):
+            trained = min(max(depth + 1 - ours.frozen_layers(next(epochs)), 0), depth) / depth
+            total += macs(ours.model.name, phase.size) * (1 + 2 * trained)
+            total += macs(ours.distill.teacher, phase.size) if ours.distill else 0
+    return total
+
+
+@pytest.mark.parametrize("name", ["recipes.md", "recipes_zh.md"])
+def test_every_recipe_is_advised_for_some_data_at_its_cost(name):
+    text = (ROOT / "docs" / name).read_text()
+    rows = re.findall(r"^\|[^|]+\| `(\w+)\.yaml`[^|]*\|[^|]+\| ([\d.]+) \|$", text, re.M)
+    assert {stem for stem, _ in rows} == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    for stem, told in rows:
+        assert float(told) == pytest.approx(cost(recipe.load(stem)) / 1e12, rel=0.01), stem
+
+
+def test_the_recipe_that_a_config_names_as_its_source_is_there():
+    for path in (ROOT / "configs").glob("*.yaml"):
+        for document in re.findall(r"docs/\w+\.md", path.read_text()):
+            assert (ROOT / document).exists(), path
+
+
+def test_the_commands_of_the_guides_are_understood():
+    """Their recipes load with the overrides they show."""
+    seen = 0
+    for name in ("docs/recipes.md", "docs/finetuning.md", "README.md"):
+        text = (ROOT / name).read_text()
+        for config, rest in re.findall(r"-c (configs/\w+\.yaml)((?: -o(?: [\w.]+=\S+)+)?)", text):
+            recipe.load(config, rest.split()[1:])
+            seen += 1
+    assert seen > 8
 
 
 def test_every_key_of_augmentation_is_explained_with_values_that_it_takes():
@@ -84,10 +139,3 @@ def test_the_picture_of_the_augmentations_is_up_to_date():
         )
         # 256 dithered colours, and decoders of JPEG that differ by a level or two; another operation differs by more.
         assert np.abs(a - b).max() < 30 and np.abs(a - b).mean() < 1.5
-
-
-def test_the_recipes_that_the_guide_names_are_there():
-    named = set(re.findall(r"`(?:configs/)?([\w*]+\.yaml)`", (ROOT / "docs/finetuning.md").read_text()))
-    assert len(named) > 8
-    for name in named:
-        assert list((ROOT / "configs").glob(name)), name
