@@ -286,7 +286,7 @@ def test_amp_without_a_gpu_is_said(class_folders, tmp_path, caplog):
 
 
 def scaled_down(ours, class_folders, folder):
-    """Overrides that make a recipe one of seconds: other pictures, the smallest network, four epochs."""
+    """Overrides that make a recipe one of seconds: other pictures, the smallest network, the fewest epochs."""
     depth = zoo.VARIANTS[zoo.canonical(ours.model.name)].depth
     overrides = ["model.name=convmixer_tiny", "train.batch_size=8", "data.workers=0", "input.size=32"]
     overrides += ["data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"]
@@ -295,7 +295,7 @@ def scaled_down(ours, class_folders, folder):
         phases = [f"{{epochs: 1, size: {16 + 4 * i}, batch_size: {4 + i}}}" for i in range(len(ours.train.phases))]
         overrides += [f"train.phases=[{', '.join(phases)}]", "train.batch_size=null"]
     else:
-        overrides.append("train.epochs=4")
+        overrides.append(f"train.epochs={1 + max(1, len(ours.finetune.unfreeze), len(ours.schedule.milestones))}")
     if ours.schedule.milestones:
         overrides.append(f"schedule.milestones={[i + 1 for i in range(len(ours.schedule.milestones))]}")
     overrides += [f"schedule.warmup_epochs={min(ours.schedule.warmup_epochs, 1)}"]
