@@ -226,6 +226,16 @@ def test_the_network_uses_it_only_where_it_computes_the_same(monkeypatch):
     assert not used(monkeypatch, mixer, network(dtype="float64", **shape), x.astype("float64"))
 
 
+def test_the_operator_comes_back_when_hooks_are_gone(monkeypatch):
+    model = network(dim=8, depth=2, kernel_size=3, patch_size=2)
+    x = paddle.randn([1, 3, 8, 8])
+    hooks = [block.register_forward_post_hook(lambda *_: None) for block in model.blocks]
+    assert not used(monkeypatch, mixer, model, x)  # every layer notes that it was called
+    for hook in hooks:
+        hook.remove()
+    assert used(monkeypatch, mixer, model, x)
+
+
 def test_a_number_that_is_none_stays_none():
     """A loss that is not finite must be seen, not smoothed over."""
     model = network(dim=16, depth=1, kernel_size=5, patch_size=2)

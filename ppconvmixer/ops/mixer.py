@@ -238,7 +238,7 @@ def structure(model: ConvMixer) -> list[Any]:
     found = []
     for part in (model.stem, model.blocks):
         for name, layer in part.named_sublayers(include_self=True):
-            settings = {k: v for k, v in vars(layer).items() if k != "training" and isinstance(v, _SETTINGS)}
+            settings = {k: v for k, v in vars(layer).items() if k not in _PASSING and isinstance(v, _SETTINGS)}
             shapes = [tuple(p.shape) for p in layer._parameters.values() if p is not None]
             hooks = len(layer._forward_pre_hooks) + len(layer._forward_post_hooks)
             found.append((name, type(layer), settings, shapes, hooks))
@@ -246,3 +246,4 @@ def structure(model: ConvMixer) -> list[Any]:
 
 
 _SETTINGS = (bool, int, float, str, list, tuple, type(None))
+_PASSING = ("training", "_built")  # the second is set by the first call of a layer itself
