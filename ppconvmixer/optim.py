@@ -63,6 +63,7 @@ def create_optimizer(recipe: Recipe, network: Any, counts: Sequence[int]) -> Any
     """
     import paddle
 
+    from .gradients import Gradients
     from .model import layer_id
 
     settings, counts = recipe.optimizer, tuple(counts)
@@ -70,7 +71,7 @@ def create_optimizer(recipe: Recipe, network: Any, counts: Sequence[int]) -> Any
         "learning_rate": paddle.optimizer.lr.LambdaDecay(
             settings.lr, lambda step: lr_factor(recipe.schedule, step, counts)
         ),
-        "grad_clip": paddle.nn.ClipGradByGlobalNorm(settings.clip_norm) if settings.clip_norm else None,
+        "grad_clip": Gradients(settings.clip_norm),
     }
     # Parameter groups would say the following better, but paddle.Model refuses them.
     for name, parameter in network.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -47,3 +48,12 @@ class Trainer(paddle.Model):
             (loss,), metrics = super().train_batch([images], targets, update=number == len(batches))
             total = total + loss
         return [total], metrics
+
+    def gradient_norm(self) -> Optional[float]:
+        """Return the norm of the gradients of the last step before any cut.
+
+        None where it is not finite: mixed precision scales the loss until that happens, and leaves the step out.
+        """
+        gradients = self._optimizer._grad_clip
+        norm, gradients.norm = gradients.norm, None
+        return float(norm) if norm is not None and math.isfinite(norm) else None
