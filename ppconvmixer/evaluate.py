@@ -54,6 +54,18 @@ class Evaluation:
             "images_per_second": len(self.labels) / self.seconds,
         }
 
+    def confusion(self) -> np.ndarray:
+        """Return the cells of the confusion matrix that are not 0: rows of class, predicted class and pictures, int64.
+
+        A thousand classes have a million cells, of which an evaluation fills some thousands.
+        """
+        pairs = np.stack([self.labels, self.classes[:, 0]], axis=1)
+        return np.column_stack(np.unique(pairs, axis=0, return_counts=True))
+
+    def scores(self) -> np.ndarray:
+        """Return the probabilities of all classes, float64 (samples, classes), where logits were kept."""
+        return np.exp(_log_softmax(self.logits))
+
 
 def evaluate(
     engine: Any,
