@@ -1,4 +1,4 @@
-"""What happens around the steps of ``paddle.Model.fit``: count, evaluate, stop, draw, tell, save.
+"""What happens around the steps of ``paddle.Model.fit``: count, evaluate, stop, tell, save; ``curves`` draws.
 
 ``fit`` counts epochs and steps from 0 whatever came before, so the callbacks share a ``RunState``
 that counts from the beginning of the run. They run in the order of the list: each may read what
@@ -7,12 +7,9 @@ those before it put into the state and into ``logs``.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +18,11 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from . import card, checkpoint, distributed, run_state
+from . import card, checkpoint, distributed, per_class, run_state
+from .curves import VisualDL, loss_of
 from .engines import Dygraph
 from .errors import UserError
-from .evaluate import evaluate
+from .evaluate import Evaluation, evaluate
 from .files import write_text
 from .loader import Samples
 from .optim import ema_decay
@@ -61,7 +59,7 @@ class Count(paddle.callbacks.Callback):
         state, now = self.state, time.monotonic()
         state.epoch_seconds += now - self.since
         self.since = now
-        state.loss_sum += _loss(logs)
+        state.loss_sum += loss_of(logs)
         (accuracy,) = self.model._metrics
         state.hits, state.images = float(accuracy.total[0]), int(accuracy.count[0])
         state.step += 1
@@ -100,7 +98,7 @@ class Check(paddle.callbacks.Callback):
         self.state, self.data, self.folder = state, data, folder
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
-        losses = distributed.gather((_loss(logs), self.data.current))
+        losses = distributed.gather((loss_of(logs), self.data.current))
         bad = [(loss, indices) for loss, indices in losses if not math.isfinite(loss)]
         if not bad:
             return
@@ -149,17 +147,21 @@ class Evaluate(paddle.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         state, monitor = self.state, self.recipe.train.monitor
-        state.metrics = judged = self._metrics(self.model.network)
+        found = self._evaluation(self.model.network)
+        state.metrics = judged = found.metrics()
         if self.model.average is not None:
-            state.ema_metrics = judged = self._metrics(self.model.average)
+            found = self._evaluation(self.model.average)
+            state.ema_metrics = judged = found.metrics()
         if state.improves(judged[monitor], monitor):
             state.best, state.best_epoch, state.best_metrics = judged[monitor], state.epochs + 1, judged
+        logs["judged"] = found
 
-    def _metrics(self, network: Any) -> dict[str, Any]:
+    def _evaluation(self, network: Any) -> Evaluation:
         distributed.average_statistics(network)
         engine = _Interruptible(network, self.amp, self.wish)
-        batch_size = self.recipe.phases()[-1].batch_size
-        return evaluate(engine, self.samples, batch_size, self.recipe.data.workers).metrics()
+        few = network.num_classes <= per_class.SHOWN
+        settings = self.recipe.phases()[-1].batch_size, self.recipe.data.workers
+        return evaluate(engine, self.samples, *settings, keep_logits=few)
 
 
 class _Interruptible(Dygraph):
@@ -188,66 +190,6 @@ class EarlyStopping(paddle.callbacks.Callback):
             self.model.stop_training = True
 
 
-class VisualDL(paddle.callbacks.Callback):
-    """Draws loss, accuracy, learning rate and throughput; once, augmented pictures and the recipe.
-
-    VisualDL shows one file of a folder, the newest by name, so a run has one and goes on in it.
-
-    Args:
-        size: bytes of the file that belong to the state the run goes on from; later ones would be drawn twice.
-    """
-
-    def __init__(self, state: RunState, folder: Path, recipe: Recipe, pictures: np.ndarray, size: int):
-        super().__init__()
-        self.state, self.folder, self.recipe, self.pictures = state, folder, recipe, pictures
-        self.file, self.size = folder / "vdlrecords.run.log", size
-        self.writer: Any = None
-
-    def on_train_begin(self, logs: Optional[dict] = None) -> None:
-        if distributed.RANK:
-            return
-        from visualdl import LogWriter
-
-        present = self.file.stat().st_size if self.file.exists() else 0
-        if present < self.size:
-            logger.warning("%s lacks a part of the curves; the rest is drawn all the same", self.file)
-        elif present > self.size:
-            os.truncate(self.file, self.size)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints that the file exists
-            self.writer = LogWriter(logdir=str(self.folder), file_name=self.file.name)
-        if not self.size:
-            self.writer.add_image("train/augmented pictures", self.pictures, step=0)
-            self.writer.add_text("recipe", self.recipe.to_yaml(), step=0)
-
-    def on_train_batch_begin(self, step: int, logs: Optional[dict] = None) -> None:
-        self.learning_rate = self.model._optimizer.get_lr()
-
-    def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
-        figures = {"loss": _loss(logs), "top1": logs["top1"], "learning_rate": self.learning_rate}
-        self._add("train", self.state.steps, figures)
-
-    def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
-        names = ("loss", "top1", "top5", "images_per_second")
-        for part, metrics in (("eval", self.state.metrics), ("eval_ema", self.state.ema_metrics)):
-            self._add(part, self.state.epochs, {name: metrics[name] for name in names if metrics})
-        self._add("train", self.state.epochs, {"images_per_second": logs["train"]["images_per_second"]})
-
-    def flush(self) -> int:
-        """Bring everything drawn so far to the file and return its size in bytes."""
-        self.writer.flush()
-        return self.file.stat().st_size
-
-    def close(self) -> None:
-        """End the writer's thread, however the training ended."""
-        if self.writer is not None:
-            self.writer.close()
-
-    def _add(self, part: str, step: int, figures: Mapping[str, float]) -> None:
-        if not distributed.RANK:
-            for name, value in figures.items():
-                self.writer.add_scalar(f"{part}/{name}", float(value), step)
-
-
 class Tell(paddle.callbacks.Callback):
     """Tells a person how the run goes."""
 
@@ -270,7 +212,7 @@ class Tell(paddle.callbacks.Callback):
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
         if not distributed.RANK:
-            self.progress.advance(len(self.data.current) * distributed.WORLD, loss=_loss(logs), top1=logs["top1"])
+            self.progress.advance(len(self.data.current) * distributed.WORLD, loss=loss_of(logs), top1=logs["top1"])
 
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         if distributed.RANK:
@@ -347,7 +289,3 @@ def _export(path: Path, network: Any, facts: Mapping[str, Any], more: Mapping[st
 
 def _told(metrics: Mapping[str, Any]) -> str:
     return f"loss {metrics['loss']:.4f}, top-1 {100 * metrics['top1']:.2f} %"
-
-
-def _loss(logs: Mapping[str, Any]) -> float:
-    return float(np.ravel(logs["loss"])[0])

@@ -105,6 +105,7 @@ def finetune(
         block.enter_context(_logged(folder / "log.txt"))
         wish = block.enter_context(StopWish())
         logger.info("curves: visualdl --logdir %s --port 8040   then open http://127.0.0.1:8040", folder / "visualdl")
+        logger.info("the same pictures without a server, after every epoch: %s", folder / "report.html")
         facts = {
             "card": dataclasses.asdict(_card(recipe, train)),
             "recipe": recipe.to_dict(),
@@ -127,6 +128,7 @@ def _train(
     import paddle
 
     from . import callbacks as c
+    from . import curves as drawn
     from .distill import create_teacher
     from .optim import create_optimizer
     from .trainer import Trainer
@@ -163,9 +165,9 @@ def _train(
     if state.epochs and not state.step:
         c.export(folder, model, state, facts)  # the run may have been cut off just before it did
     judge = Samples(val, eval_transform(spec), spec.size, kept=Kept(len(val)))
-    curves = c.VisualDL(
-        state, folder / "visualdl", recipe, _sheet(data.batches[0].samples, spec), saved.facts["curves"] if saved else 0
-    )
+    sheet = _sheet(data.batches[0].samples, spec)
+    curves = drawn.VisualDL(state, folder / "visualdl", recipe, sheet, saved.facts["curves"] if saved else 0)
+    report = drawn.Report(state, folder, recipe)
     tell = c.Tell(state, data)
     save = c.Save(state, folder, facts, curves, wish, settings.save_minutes)
     steps = [
@@ -177,8 +179,11 @@ def _train(
         *([c.Average(state, settings.ema)] if settings.ema else []),
         c.EarlyStopping(state, settings.patience),
         curves,
+        drawn.Classes(state, curves, drawn.class_names(train.classes, num_classes)),
+        drawn.Histograms(state, curves, judge, settings.histograms, amp),
         tell,
         save,
+        report,
     ]
     left = recipe.epochs - state.epochs
     if settings.patience and state.epochs and state.epochs - state.best_epoch >= settings.patience:
@@ -188,12 +193,14 @@ def _train(
             model.fit(data, epochs=left, callbacks=steps, verbose=0, shuffle=False)
         except Stopped:
             save.save()
+            report.write()
             logger.info("saved in %s after %d steps; add --resume to the command to go on", folder, state.steps)
             raise
         finally:
             tell.close()
             curves.close()
     else:
+        report.write()  # the run may have been cut off just before it did
         logger.info("the run in %s is complete; nothing is left to do", folder)
     best = folder / "best.pdparams"
     distributed.gather(None)  # rank 0 has written it

@@ -189,6 +189,8 @@ class Train:
         patience: stop after so many epochs without a better one; 0 never stops early.
         save_minutes: within an epoch, save the state for ``--resume`` this often; 0 saves after every step.
             After every epoch, and at Ctrl-C or SIGTERM, it is saved anyway.
+        histograms: after every so many epochs, draw the weights, and what every block makes of some pictures, as
+            histograms; 0 never does.
     """
 
     epochs: Optional[int] = None
@@ -202,6 +204,7 @@ class Train:
     monitor: str = "top1"
     patience: int = 0
     save_minutes: float = 10.0
+    histograms: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +241,7 @@ class Recipe:
             ("train.seed", self.train.seed >= 0, "at least 0"),
             ("train.patience", self.train.patience >= 0, "at least 0"),
             ("train.save_minutes", self.train.save_minutes >= 0, "at least 0"),
+            ("train.histograms", self.train.histograms >= 0, "at least 0"),
             ("optimizer.lr", 0 < self.optimizer.lr < math.inf, "a number above 0"),
             ("optimizer.weight_decay", 0 <= self.optimizer.weight_decay < math.inf, "at least 0"),
             ("optimizer.epsilon", 0 < self.optimizer.epsilon < math.inf, "a number above 0"),
@@ -398,6 +402,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the complete recipe as JSON and YAML can write it."""
         return _plain(self)
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting by its full key, such as ``optimizer.lr``."""
+        return _flat(self.to_dict())
 
     def to_yaml(self) -> str:
         """Return the complete recipe as YAML, every key written out."""

@@ -29,10 +29,10 @@ from .run_state import Saved
 
 RUN_FILES = (
     *("recipe.yaml", "pictures.csv", "environment.json", "log.txt", "visualdl", "result.json", "not_finite.txt"),
-    *("best.pdparams", "best.json", "last.pdparams", "last.json"),
+    *("report.html", "best.pdparams", "best.json", "last.pdparams", "last.json"),
 )
 """What a run folder holds beside the states; ``--overwrite`` removes these and nothing else."""
-_HARMLESS = ("data.workers:", "train.save_minutes:")  # settings that change nothing of the result
+_HARMLESS = ("data.workers:", "train.save_minutes:", "train.histograms:")  # settings that change nothing of the result
 _LOCK_SECONDS = 10  # the data workers of a run that was just killed hold its lock until they notice
 
 

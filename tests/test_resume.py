@@ -40,7 +40,7 @@ def curves(folder):
     """Return {tag: [(step, value), ...]} as VisualDL reads them."""
     from visualdl import LogReader
 
-    (file,) = (folder / "visualdl").iterdir()
+    (file,) = (folder / "visualdl").glob("vdlrecords*")
     reader = LogReader(file_path=str(file))
     return {tag: [(row.id, row.value) for row in reader.get_data("scalar", tag)] for tag in reader.get_tags()["scalar"]}
 
@@ -452,9 +452,9 @@ def test_signals_end_the_command_saved_and_in_a_line(class_folders, tmp_path, nu
 
 
 def small_disk(folder):
-    """Mount a disk of 1.4 MB at ``folder``."""
+    """Mount a disk of 1.8 MB at ``folder``."""
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", folder], capture_output=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1800k", "tmpfs", folder], capture_output=True)
     if done.returncode:
         pytest.skip("mounting a small disk needs root")
 
@@ -465,7 +465,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_state_before(whole, tmp_path):
     run = tmp_path / "disk"
     small_disk(run)
     try:
-        (run / "filler").write_bytes(bytes(600_000))  # room for two states of 360 kB, but not for a third
+        (run / "filler").write_bytes(bytes(1_000_000))  # room for two states of 360 kB, but not for a third
         process = start(overrides, run)
         output = process.communicate(timeout=120)[0]
         assert process.returncode == 2 and "Traceback" not in output, output
