@@ -40,8 +40,9 @@ struct Network : Sizes {
   // Pixels of a plane, and some more: planes of 16 kB after one another would all fall on the same lines of the cache.
   long plane_pixels() const { return (area + 63) / 64 * 64 + V; }
   long map() const { return cp * plane_pixels(); }
-  // Pictures that go together: enough for every thread to have a tile.
-  int group() const { return std::clamp((threads * TILE + area - 1) / area, 1, n); }
+  // Pictures that go together: enough for every thread to have two tiles, so that weights come from the memory once for
+  // both, and no more, so that the maps are still in the cache when the next half wants them.
+  int group() const { return std::clamp(2 * ((threads * TILE + area - 1) / area), 1, n); }
 };
 
 // How the pixels of a group's pictures and the columns of a product are shared among the threads.

@@ -17,7 +17,8 @@ constexpr int ROWS = 3;
 constexpr int TAPS = 3;
 constexpr int SLOPES = 3;
 #endif
-constexpr int DEPTH = 256;  // of one pass through a product: a panel of 32 kB stays in the first cache
+constexpr int DEPTH = 256;  // of one pass through a product: a panel of 32 kB stays in the first cache,
+constexpr int AHEAD = PANEL / 4;  // and four strips fetch that of the next pass, which is on its way from the memory
 
 // The first matrix of a product: element (r, k) is at[r * row + k % 16 * column + k / 16 * block].
 struct Rows {
@@ -28,9 +29,9 @@ struct Rows {
 inline Rows row_major(const float* at, long width) { return {at, width, 1, V}; }
 inline Rows transposed(const float* at, long width) { return {at, 1, width, V * width}; }
 
-// c (R x 32) = or += a (R x depth) b (depth x 32).
+// c (R x 32) = or += a (R x depth) b (depth x 32); what is at `ahead` comes into the second cache meanwhile.
 template <int R>
-void product(Rows a, const float* b, int depth, float* c, long cr, bool add) {
+void product(Rows a, const float* b, int depth, float* c, long cr, bool add, const float* ahead) {
   vec sums[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -40,6 +41,8 @@ void product(Rows a, const float* b, int depth, float* c, long cr, bool add) {
   const float* column = a.at;
   for (int k = 0; k < depth; b += PANEL) {  // one loop: between two, the compiler would put the sums into memory
     vec b0 = load(b), b1 = load(b + V);
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += AHEAD;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       vec x = splat(column[r * a.row]);
@@ -55,7 +58,7 @@ void product(Rows a, const float* b, int depth, float* c, long cr, bool add) {
   }
 }
 
-using Product = void (*)(Rows, const float*, int, float*, long, bool);
+using Product = void (*)(Rows, const float*, int, float*, long, bool, const float*);
 
 template <int... R>
 Product product_of(int rows, std::integer_sequence<int, R...>) {
@@ -71,8 +74,9 @@ void panel_product(Rows a, const float* b, int rows, int depth, float* c, long c
     for (int s = 0; s < strips; ++s) {
       int from = rows * s / strips, count = rows * (s + 1) / strips - from;
       Rows part = {a.at + from * a.row + k / V * a.block, a.row, a.column, a.block};
-      product_of(count, std::make_integer_sequence<int, ROWS>())(part, b + (long)k * PANEL, some, c + from * cr, cr,
-                                                                 add || k > 0);
+      const float *pass = b + (long)k * PANEL, *ahead = pass + some * (PANEL + s * AHEAD);
+      auto product = product_of(count, std::make_integer_sequence<int, ROWS>());
+      product(part, pass, some, c + from * cr, cr, add || k > 0, ahead);
     }
   }
 }
