@@ -67,7 +67,7 @@ class ConvMixer(nn.Layer):
         drop_rate: dropout before the head, in [0, 1).
         drop_path: chance that a picture does without the depthwise half of the last block, in [0, 1); it rises
             linearly from 0 in the first one. The pointwise half has no residual and is never dropped. The
-            CPU operator does not know it, so that the layers train.
+            CPU operator does not know it, so that what takes its place elsewhere trains (see `ops.rewrite`).
 
     Input: float32 ``(N, in_chans, H, W)``, H and W at least ``patch_size``.
     Output: float32 ``(N, num_classes)`` logits, or ``(N, dim)`` when ``num_classes`` is 0.

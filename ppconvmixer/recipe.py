@@ -38,7 +38,7 @@ class Model:
             data's number of classes, and drawn anew otherwise.
         drop_rate: dropout before the head, in [0, 1).
         drop_path: stochastic depth: chance that a picture does without the depthwise half of the last block, in
-            [0, 1), rising linearly from 0 in the first one. Slow on a CPU, whose operator does not know it.
+            [0, 1), rising linearly from 0 in the first one. Slower on a CPU, whose operator does not know it.
     """
 
     name: str

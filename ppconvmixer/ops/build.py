@@ -40,7 +40,7 @@ def library() -> Optional[ctypes.CDLL]:
             raise OSError("PPCONVMIXER_OPS is 0")
         loaded = ctypes.CDLL(str(_built()))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.info("without the CPU operator (%s) training on a CPU takes about ten times as long", _reason(error))
+        logger.info("without the CPU operator (%s) training on a CPU takes about four times as long", _reason(error))
         return None
     for name in ("mixer_memory", "mixer_map", "network_floats", "network_memory"):
         getattr(loaded, name).restype = ctypes.c_int64
