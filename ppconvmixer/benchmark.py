@@ -22,7 +22,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from . import __version__, peers
+from . import __version__, peers, processor
 from .errors import UserError
 from .peers import OURS, PADDLE, STOCK, Workload
 from .progress import Progress
@@ -329,16 +329,15 @@ def line(comparison: dict[str, Any]) -> str:
 
 def machine() -> dict[str, Any]:
     """Return processor, threads, memory and the ceilings that were measured: MACs and bytes a second."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    described = processor.described()
+    names = re.findall(r"model name\s*: (.+)", described)
     meminfo = Path("/proc/meminfo")
     memory = int(re.search(r"\d+", meminfo.read_text())[0]) / 2**20 if meminfo.exists() else None
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     macs, rate = _in_child(_ceilings) or (None, None)
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "threads": threads(),
-        "vectors": next((name for name in ("avx512f", "avx2") if name in flags), None),
+        "vectors": next((name for name in ("avx512f", "avx2") if name in described), None),
         "memory_gib": memory,
         "macs_per_second": macs,
         "bytes_per_second": rate,

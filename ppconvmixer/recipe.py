@@ -445,7 +445,7 @@ def from_dict(tree: Mapping[str, Any]) -> Recipe:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Return a line ``key: old -> new`` for every setting that differs."""
-    a, b = (_flat(recipe.to_dict()) for recipe in (old, new))
+    a, b = old.settings(), new.settings()
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 

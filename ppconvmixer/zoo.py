@@ -166,12 +166,12 @@ def find_weights(name: Optional[str], weights: PathLike) -> PathLike:
         return weights
     if name is None:
         raise UserError(f"--model is missing: the model whose published weights {weights!r} is to be (or ./{weights})")
-    files = published(name)
     along = own(name)
     if along:
         if weights != "pretrained":
             raise UserError(f"there are no {weights} weights of {name}; use pretrained, which comes with the package")
         return along
+    files = published(name)
     if not files:
         raise UserError(f"no weights of {name} are published; published: {', '.join(list_models(pretrained=True))}")
     chosen = [file for file in files if weights in ("pretrained", file.layout)]

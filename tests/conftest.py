@@ -181,6 +181,15 @@ def check_evaluation_and_frozen_norms(mix, pooled):
         np.testing.assert_allclose(found[1][name], value, rtol=0, atol=2e-5 * max(np.abs(value).max(), 1), err_msg=name)
 
 
+def check_the_same_bits(mix):
+    """Assert that two training steps by ``mix`` come to the same bits."""
+    shape, (n, height, width) = SHAPES["several panels and strips"]
+    images = np.random.default_rng(0).standard_normal((n, 3, height, width)).astype(np.float32)
+    first, second = (step(network(**shape), images, mix) for _ in range(2))
+    for name, value in first.items():
+        np.testing.assert_array_equal(second[name], value, err_msg=name)
+
+
 def check_second_way_back(model):
     """Assert that it ends in an error, and in no crash, which is what Paddle 3.3 has for it."""
     out = model(paddle.randn([2, 3, 16, 16])).sum()

@@ -17,8 +17,8 @@ from conftest import (
     check_made_static,
     check_second_way_back,
     check_step,
+    check_the_same_bits,
     network,
-    step,
     used,
 )
 
@@ -143,11 +143,7 @@ def test_evaluation_is_as_near_to_float64_as_paddles_own(dim, size, scale):
 
 
 def test_the_same_bits_every_time():
-    shape, (n, height, width) = SHAPES["several panels and strips"]
-    images = np.random.default_rng(0).standard_normal((n, 3, height, width)).astype(np.float32)
-    first, second = (step(network(**shape), images, mixer.mix) for _ in range(2))
-    for name, value in first.items():
-        np.testing.assert_array_equal(second[name], value, err_msg=name)
+    check_the_same_bits(mixer.mix)
 
 
 @pytest.mark.parametrize("how", ["maps", "pooled"])

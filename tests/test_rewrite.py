@@ -15,6 +15,7 @@ from conftest import (
     check_made_static,
     check_second_way_back,
     check_step,
+    check_the_same_bits,
     network,
     step,
     used,
@@ -155,11 +156,7 @@ def test_a_network_made_static_has_the_layers(monkeypatch, without_operator, ful
 
 
 def test_the_same_bits_every_time():
-    shape, (n, height, width) = SHAPES["several panels and strips"]
-    images = np.random.default_rng(0).standard_normal((n, 3, height, width)).astype(np.float32)
-    first, second = (step(network(**shape), images, rewrite.mix) for _ in range(2))
-    for name, value in first.items():
-        np.testing.assert_array_equal(second[name], value, err_msg=name)
+    check_the_same_bits(rewrite.mix)
 
 
 def test_the_network_uses_it_only_where_it_computes_the_same(monkeypatch, without_operator):

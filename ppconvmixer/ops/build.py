@@ -21,7 +21,7 @@ from typing import Optional
 
 import filelock
 
-from .. import download
+from .. import download, processor
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -94,13 +94,10 @@ def _key(compiler: str) -> str:
 
 def _processor() -> bytes:
     """Return what -march=native looks at: a cache may be shared by machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(
-            sorted({line for line in lines if re.match("flags|Features|model name|CPU part", line)})
-        ).encode()
-    except OSError:
+    lines = processor.described().splitlines()
+    if not lines:
         return repr(platform.uname()[4:]).encode()
+    return "\n".join(sorted({line for line in lines if re.match("flags|Features|model name|CPU part", line)})).encode()
 
 
 def _reason(error: Exception) -> str:

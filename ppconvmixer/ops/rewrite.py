@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
@@ -19,6 +18,7 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
+from .. import processor
 from ..threads import threads
 from .mixer import once
 
@@ -31,8 +31,7 @@ RUN = 1 << 20  # floats of the largest intermediate result
 
 # Paddle's MKL takes SSE on AMD's processors, 2.4 times as slow as AVX2, and twelve times once AdamW has run on the same
 # threads, for it leaves the upper halves of their registers in use. MKL reads this with the first product of a process.
-_cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-if "AuthenticAMD" in _cpuinfo and " avx2 " in _cpuinfo:
+if "AuthenticAMD" in processor.described() and " avx2 " in processor.described():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 

@@ -27,6 +27,7 @@ inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
 // The next vector of channels of a pixel is 64 bytes on, but a processor that sees one vector a pixel does not know.
 inline void prefetch(const float* p) { __builtin_prefetch(p); }
 inline vec splat(float f) { return f - vec{}; }
+constexpr float WHOLE = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number, which is in the low bits then
 inline vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
 // 1 / x for x in [1, 4]: an estimate and one step of Newton's are thrice as fast as a division.
@@ -41,7 +42,7 @@ inline vec reciprocal(vec x) {
 
 // exp(x) for x in [-87, 0], to 1 ulp or so: 2^n times a Taylor polynomial on [-ln2/2, ln2/2].
 inline vec exp_negative(vec x) {
-  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const vec magic = splat(WHOLE);
   vec n = x * 1.44269504f + magic;
   ivec exponent = ((ivec)n - (ivec)magic + 127) << 23;
   n -= magic;
@@ -105,8 +106,7 @@ struct Gelu {
     e = e * x + -0.459204912f;
     e = e * x + -1.15110576f;
     e = e * x + -1.f;
-    const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
-    vec n = e + magic, r = e - (n - magic);
+    vec n = e + WHOLE, r = e - (n - WHOLE);
     vec power = splat(0.000153458124f);
     power = power * r + 0.00133999309f;
     power = power * r + 0.00961848907f;
