@@ -27,7 +27,7 @@ from .errors import UserError
 from .peers import OURS, PADDLE, STOCK, Workload
 from .progress import Progress
 from .threads import threads
-from .zoo import VARIANTS, canonical
+from .zoo import VARIANTS, canonical, variant
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -108,9 +108,7 @@ def workloads(part: str, model: Optional[str] = None, batches: Optional[Sequence
     if part == "scaling":
         return [work for _, _, work in scaling()]
     chosen = [(canonical(model), GOALS[part][0][1])] if model else GOALS[part]
-    return [
-        Workload(part, name, VARIANTS[canonical(name)], batch) for name, some in chosen for batch in (batches or some)
-    ]
+    return [Workload(part, name, variant(name), batch) for name, some in chosen for batch in (batches or some)]
 
 
 def scaling() -> Iterator[tuple[str, int, Workload]]:

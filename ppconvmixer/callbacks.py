@@ -18,7 +18,7 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from . import card, checkpoint, distributed, per_class, run_state
+from . import card, checkpoint, distributed, per_class, prune, run_state
 from .curves import VisualDL, loss_of
 from .engines import Dygraph
 from .errors import UserError
@@ -112,6 +112,24 @@ class Check(paddle.callbacks.Callback):
             f"the loss is {loss} in epoch {self.state.epochs + 1}, step {self.state.step}; the batch held {shown} "
             f"(all in {file}); what was saved before is kept; try a smaller optimizer.lr or optimizer.clip_norm"
         )
+
+
+class KeepZeros(paddle.callbacks.Callback):
+    """Puts the weights that were 0 at the start back to 0 after every step; going on, they are 0 still."""
+
+    def on_train_begin(self, logs: Optional[dict] = None) -> None:
+        self.pruned = [
+            (value, (value != 0).astype(value.dtype))
+            for name, value in self.model.network.named_parameters()
+            if prune.is_weight(name, value)
+        ]
+        zeros = 1 - sum(float(mask.sum()) for _, mask in self.pruned) / sum(mask.size for _, mask in self.pruned)
+        logger.info("%.1f %% of the weights are 0 and stay so", 100 * zeros)
+
+    def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
+        with paddle.no_grad():
+            for value, mask in self.pruned:
+                value.multiply_(mask)
 
 
 class Average(paddle.callbacks.Callback):

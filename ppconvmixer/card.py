@@ -43,29 +43,39 @@ def read(weights: PathLike) -> Card:
 
     Raises:
         UserError: the card is no JSON of the expected form.
-
-    Control characters in names of classes are spelled out; the names are there to be printed.
     """
     path = Path(weights).with_suffix(".json")
     if not path.is_file():
         return Card()
     try:
-        content = json.loads(read_text(path, MAX_BYTES), object_pairs_hook=_no_key_twice)
-        if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
-        card = Card(**{field.name: content[field.name] for field in dataclasses.fields(Card) if field.name in content})
-        texts = all(isinstance(value, (str, type(None))) for value in (card.model, card.sha256))
-        names = card.classes is None or isinstance(card.classes, list)
-        if not texts or not names or not isinstance(card.input, dict) or not isinstance(card.facts, dict):
-            raise ValueError("a field is of the wrong kind")
-        if not all(isinstance(name, str) for name in card.classes or ()):
-            raise ValueError("the name of a class is no text")
+        card = parse(read_text(path, MAX_BYTES))
     except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read the card {path}: {said(error)}; mend it or move it away") from error
     if card.sha256 is not None and Path(weights).is_file() and card.sha256 != sha256(weights):
         logger.warning(
             "the card %s was written for another file; its input and class names are used all the same", path
         )
+    return card
+
+
+def parse(text: str) -> Card:
+    """Return the card that ``to_json`` wrote.
+
+    Control characters in names of classes are spelled out; the names are there to be printed.
+
+    Raises:
+        ValueError: it is no JSON of the expected form.
+    """
+    content = json.loads(text, object_pairs_hook=_no_key_twice)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    card = Card(**{field.name: content[field.name] for field in dataclasses.fields(Card) if field.name in content})
+    texts = all(isinstance(value, (str, type(None))) for value in (card.model, card.sha256))
+    names = card.classes is None or isinstance(card.classes, list)
+    if not texts or not names or not isinstance(card.input, dict) or not isinstance(card.facts, dict):
+        raise ValueError("a field is of the wrong kind")
+    if not all(isinstance(name, str) for name in card.classes or ()):
+        raise ValueError("the name of a class is no text")
     return dataclasses.replace(card, classes=tuple(map(printable, card.classes)) if card.classes else None)
 
 
@@ -79,5 +89,9 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def write(weights: PathLike, card: Card) -> None:
     """Write the card of a checkpoint that is already on the disk, with its digest."""
     card = dataclasses.replace(card, sha256=sha256(weights))
-    text = json.dumps(dataclasses.asdict(card), indent=2, ensure_ascii=False) + "\n"
-    write_text(Path(weights).with_suffix(".json"), text)
+    write_text(Path(weights).with_suffix(".json"), to_json(card))
+
+
+def to_json(card: Card) -> str:
+    """Return the card as text."""
+    return json.dumps(dataclasses.asdict(card), indent=2, ensure_ascii=False) + "\n"

@@ -14,11 +14,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import Any, NoReturn, Optional, Union
 
 from . import __version__, card, checkpoint, distributed, download, layouts, peers, views, zoo
-from .engines import ENGINES, create_engine
+from .engines import ENGINES
 from .errors import UserError, printable, unknown
+from .exported import Exported, is_graph
 from .files import atomic_write, sha256, table_path, write_text
 from .trained import Trained
 
@@ -105,6 +106,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
+    command = _command(commands, _prune, "prune", "make a checkpoint smaller: fewer weights, or fewer channels")
+    _add_checkpoint(command)
+    command.add_argument("target", metavar="DST", help="the .pdparams file to write, with a card beside it")
+    how = command.add_mutually_exclusive_group(required=True)
+    how.add_argument("--sparsity", type=_share, metavar="S", help="set this share of the weights to 0, the least ones")
+    how.add_argument("--dim", type=_positive, metavar="N", help="keep N channels; needs --data")
+    command.add_argument("--data", metavar="DIR|TAR", help="pictures to fit the channels on, of what they are used for")
+    command.add_argument("--limit", type=_positive, default=256, metavar="N", help="so many of them (default: 256)")
+    command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
+
+    command = _command(commands, _export, "export", "write a network as a file that other engines run")
+    _add_checkpoint(command)
+    command.add_argument(
+        "--format", choices=("paddle", "onnx", "openvino"), required=True, help="whose file to write; see DST"
+    )
+    command.add_argument(
+        "target", metavar="DST",
+        help="a .onnx file; an .xml file for OpenVINO; for Paddle a .json file, or with Paddle 2 a .pdmodel file",
+    )  # fmt: skip
+    command.add_argument(
+        "--pixels", action="store_true",
+        help="take pixels, uint8 N x H x W x 3, and give probabilities: normalisation and softmax in the graph",
+    )  # fmt: skip
+    command.add_argument("--any-size", action="store_true", help="leave height and width of the images open")
+    command.add_argument("--half", action="store_true", help="keep the weights in 16 bits (onnx and openvino)")
+    command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
+
     command = _command(
         commands, _benchmark, "benchmark", "time the networks here against stock Paddle and other engines"
     )
@@ -140,20 +168,23 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_network(command: argparse.ArgumentParser) -> None:
+def _add_checkpoint(command: argparse.ArgumentParser, also: str = "") -> None:
     command.add_argument(
-        "--model", metavar="NAME", help="a model of the zoo (default: what the checkpoint's card says)"
+        "--model", metavar="NAME", help=f"a model of the zoo (default: what the checkpoint's card says){also}"
     )
     command.add_argument(
         "--weights",
         metavar="FILE",
-        required=True,
         help="a checkpoint in any layout; or 'pretrained' for the model's own, shipped or downloaded once; "
         f"or the one published as {', '.join(layouts.LAYOUTS)}",
     )
     command.add_argument(
         "--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's card)"
     )
+
+
+def _add_network(command: argparse.ArgumentParser) -> None:
+    _add_checkpoint(command, " or a file that export wrote, which needs no weights")
     command.add_argument(
         "--backend", choices=("pil", "cv2"), default="pil", help="decode and resize with Pillow (exact) or OpenCV"
     )
@@ -169,6 +200,16 @@ def _positive(text: str) -> int:
     number = _natural(text)
     if not number:
         raise argparse.ArgumentTypeError("want 1 or more")
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"want a number between 0 and 1, got {text!r}")
     return number
 
 
@@ -231,13 +272,13 @@ def _eval(options: argparse.Namespace) -> None:
     from .loader import Samples
     from .transforms import eval_transform
 
-    network = _trained(options)
+    network = _network(options)
     seen = views.parse(options.tta, network.name, network.input)
     outputs = [path for path in (options.output, options.predictions, options.logits) if path]
     _check_outputs(outputs, [network.path, options.data, options.list, options.config, options.classes])
     pictures = _pictures(options, network)
     distributed.start()
-    engine = create_engine(options.engine, network.create())
+    engine = network.engine(options.engine)
     samples = Samples(pictures, eval_transform(network.input, options.backend), network.input.size, options.backend)
     found = evaluate(
         *(engine, samples, options.batch_size, options.workers, options.limit, options.skip_broken),
@@ -277,11 +318,22 @@ def _eval(options: argparse.Namespace) -> None:
     )
 
 
+def _network(options: argparse.Namespace) -> Union[Trained, Exported]:
+    """Return the network a command is about: a checkpoint, or an exported file in the place of the model's name."""
+    if is_graph(options.model):
+        if options.weights:
+            raise UserError(f"{options.model} holds its weights; leave --weights out")
+        return Exported(options.model, options.classes)
+    return _trained(options)
+
+
 def _trained(options: argparse.Namespace) -> Trained:
+    if not options.weights:
+        raise UserError("--weights is missing: a checkpoint, or 'pretrained' (see ppconvmixer models --pretrained)")
     return Trained(options.weights, options.model, options.classes)
 
 
-def _pictures(options: argparse.Namespace, network: Trained) -> Any:
+def _pictures(options: argparse.Namespace, network: Union[Trained, Exported]) -> Any:
     from . import datasets, recipe, sources
     from .finetune import open_data
 
@@ -376,11 +428,11 @@ def _predict(options: argparse.Namespace) -> None:
     from .evaluate import check_sizes, see, top_k
     from .transforms import decode, eval_transform
 
-    network = _trained(options)
+    network = _network(options)
     seen = views.parse(options.tta, network.name, network.input)
     specs = {view.size: dataclasses.replace(network.input, size=view.size) for view in seen}
     transforms = {size: eval_transform(spec, options.backend) for size, spec in specs.items()}
-    engine = create_engine(options.engine, network.create())
+    engine = network.engine(options.engine)
     check_sizes(engine, transforms.keys() - {network.input.size})
     broken = []
     for path in options.images:
@@ -428,6 +480,71 @@ def _convert(options: argparse.Namespace) -> None:
         f"{options.source} ({translation.layout}, {translation.framework}) -> "
         f"{target} ({options.layout}, {framework}): "
         f"{layouts.describe(translation.state)}, {len(state)} entries"
+    )
+
+
+# --- prune ----------------------------------------------------------------------------------------
+
+
+def _prune(options: argparse.Namespace) -> None:
+    from . import prune
+
+    target = Path(options.target)
+    if target.suffix != ".pdparams":
+        raise UserError(f"cannot write {target}: name a file ending in .pdparams")
+    if options.dim and not options.data:
+        raise UserError("--data is missing: pictures of the kind the network is used for, a folder or tar archive")
+    if options.sparsity and options.data:
+        raise UserError("--data has no effect with --sparsity; leave it out")
+    _check_outputs([str(target), str(target.with_suffix(".json"))], [options.weights, options.data, options.classes])
+    if target.exists() and not options.overwrite:
+        raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
+    network = _trained(options)
+    model, name = network.create(), network.name
+    if options.dim:
+        model = prune.narrow(model, options.dim, _images(options.data, network.input, options.limit))
+        name = zoo.spelled(dataclasses.replace(zoo.variant(name), dim=options.dim))
+    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    if options.sparsity:
+        state = prune.sparsify(state, options.sparsity)
+    checkpoint.write(target, state)
+    facts = {"pruned": {"from": sha256(network.path), "sparsity": prune.sparsity(state)}}
+    about = card.Card(name, dataclasses.asdict(network.input), network.classes, facts=facts)
+    card.write(target, about)
+    count = sum(value.size for key, value in state.items() if not key.endswith(("._mean", "._variance")))
+    zeros = f", {100 * prune.sparsity(state):.1f} % of the weights are 0" if options.sparsity else ""
+    _print(f"{network.path} -> {target}: {name}, {count:,} parameters{zeros}")
+
+
+def _images(data: str, spec: zoo.InputSpec, count: int) -> Any:
+    """Return the network's input made of so many pictures below a folder or in a tar archive."""
+    from . import datasets, sources
+    from .loader import Samples, some
+    from .transforms import eval_transform
+
+    pictures = datasets.unlabelled(sources.open_source(data))
+    return some(Samples(pictures, eval_transform(spec), spec.size), count)
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+def _export(options: argparse.Namespace) -> None:
+    from . import export
+
+    form = export.Form(options.format, options.pixels, options.any_size, options.half)
+    target = Path(options.target)
+    export.check_suffix(target, form.format)
+    written = export.files(target)
+    _check_outputs(list(map(str, written)), [options.weights, options.classes])
+    present = [str(path) for path in written if path.exists()]
+    if present and not options.overwrite:
+        raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
+    network = _trained(options)
+    found = export.export(network, target, form)
+    _print(
+        f"{network.name} -> {' '.join(map(str, written))}: verified with {found.engine} on 8 photographs, "
+        f"off by {found.difference:.1e}, {100 * found.same:.0f} % of the classes are the same"
     )
 
 

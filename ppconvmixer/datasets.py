@@ -138,16 +138,25 @@ def from_folders(source: Source, under: str = "", classes: Optional[Sequence[str
     names = [
         name
         for name in source.names()
-        if name.startswith(prefix)
-        and name.count("/") > prefix.count("/")
-        and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
-        and not any(part.startswith(".") for part in name.split("/"))
+        if name.startswith(prefix) and name.count("/") > prefix.count("/") and _is_picture(name)
     ]
     words = [printable(name[len(prefix) :].split("/", 1)[0]) for name in names]
     if not names:
         raise UserError(f"there are no class folders with pictures in {source}{f' under {under}' if under else ''}")
     classes = tuple(sorted(set(words)) if classes is None else classes)
     return Pictures(names, _numbers(words, names, classes), classes, lambda i: source.read(names[i]))
+
+
+def unlabelled(source: Source) -> Pictures:
+    """Take every picture there is, in whatever folder; the label of all is 0.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [name for name in source.names() if _is_picture(name)]
+    if not names:
+        raise UserError(f"there are no pictures in {source}")
+    return Pictures(names, np.zeros(len(names), np.int64), None, lambda i: source.read(names[i]))
 
 
 def cifar10(source: Source, split: str) -> Pictures:
@@ -225,6 +234,11 @@ def _lines(path: PathLike) -> Iterator[str]:
                 yield line
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error
+
+
+def _is_picture(name: str) -> bool:
+    visible = not any(part.startswith(".") for part in name.split("/"))
+    return visible and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
 
 
 def _located(

@@ -1,7 +1,7 @@
 """Ways to run a network: a batch goes in, logits come out.
 
-All but the dynamic graph run a static graph of the network. It is made on first use and kept in the
-cache under the digest of its content, so that the next start does without.
+Some run a model, the others a static graph in a file. Of a model, that file is made on first use and kept in
+the cache under the digest of its content, so that the next start does without.
 """
 
 from __future__ import annotations
@@ -9,23 +9,26 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
 from . import download
-from .errors import UserError, unknown
+from .errors import UserError, said, unknown
 from .files import atomic_write
 from .onnx_file import to_onnx
 from .threads import threads
 
 if TYPE_CHECKING:
     from .model import ConvMixer
+
+logger = logging.getLogger("ppconvmixer")
 
 KEPT = 4  # graphs in the cache; the largest takes 0.2 GB, and one that is missing is made in seconds
 
@@ -53,18 +56,15 @@ class Dygraph:
 
 
 class Inference:
-    """Paddle Inference with oneDNN, on the CPU."""
+    """Paddle Inference with oneDNN, on the CPU; it runs a ``.json`` or ``.pdmodel`` file and its ``.pdiparams``."""
 
     name = "inference"
 
-    def __init__(self, model: ConvMixer):
-        import paddle
+    def __init__(self, program: Path, num_classes: int):
         from paddle import inference
 
-        self.num_classes = model.num_classes
-        folder = _cached(model, f"paddle-{paddle.__version__}", _save_static)
-        (program,) = (path for path in folder.iterdir() if path.suffix in (".json", ".pdmodel"))
-        config = inference.Config(str(program), str(folder / "graph.pdiparams"))
+        self.num_classes = num_classes
+        config = inference.Config(str(program), str(program.with_suffix(".pdiparams")))
         config.disable_gpu()
         config.enable_mkldnn()
         config.set_cpu_math_library_num_threads(threads())
@@ -74,48 +74,50 @@ class Inference:
         self.output = self.predictor.get_output_handle(self.predictor.get_output_names()[0])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 logits (N, classes) for float32 images (N, C, H, W)."""
+        """Return float32 (N, classes) for whatever images the graph takes."""
         self.input.copy_from_cpu(np.ascontiguousarray(images))
         self.predictor.run()
         return self.output.copy_to_cpu()
 
 
 class OnnxRuntime:
-    """ONNX Runtime, on the CPU."""
+    """ONNX Runtime, on the CPU; it runs a ``.onnx`` file."""
 
     name = "onnxruntime"
 
-    def __init__(self, model: ConvMixer):
+    def __init__(self, graph: Path, num_classes: int):
         onnxruntime = _package("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()
-        self.num_classes = model.num_classes
-        path = _cached(model, "onnx", _save_onnx) / "graph.onnx"
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.num_classes = num_classes
+        self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 logits (N, classes) for float32 images (N, C, H, W)."""
+        """Return float32 (N, classes) for whatever images the graph takes."""
         return self.session.run(None, {"images": images})[0]
 
 
 class OpenVino:
-    """OpenVINO, on the CPU, in float32."""
+    """OpenVINO, on the CPU; it runs a ``.xml`` file and its ``.bin``, or a ``.onnx`` file.
+
+    Args:
+        precision: what is not quantised is computed in: ``f32``, ``bf16`` or ``f16``, where the processor knows it.
+    """
 
     name = "openvino"
 
-    def __init__(self, model: ConvMixer):
+    def __init__(self, graph: Path, num_classes: int, precision: str = "f32"):
         openvino = _package("openvino")
-        self.num_classes = model.num_classes
-        path = _cached(model, "onnx", _save_onnx) / "graph.onnx"
+        self.num_classes = num_classes
         settings = {
             "INFERENCE_NUM_THREADS": threads(),
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self.compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        self.compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 logits (N, classes) for float32 images (N, C, H, W)."""
+        """Return float32 (N, classes) for whatever images the graph takes."""
         return self.compiled(images)[0]
 
 
@@ -123,16 +125,19 @@ class Operator:
     """Our own operator, on the CPU, its weights prepared once."""
 
     name = "operator"
+    eight = False
 
     def __init__(self, model: ConvMixer):
         from .ops import mixer
 
         if not mixer.known(model):
             raise UserError(
-                "the engine operator needs a C++ compiler and an unchanged float32 network; take --engine auto"
+                f"the engine {self.name} needs a C++ compiler and an unchanged float32 network; take --engine auto"
             )
+        if self.eight and not mixer.eight_is_fast():
+            logger.warning("this processor has no dot product of bytes (AVX-512 VNNI); the engine int8 is slow on it")
         self.num_classes = model.num_classes
-        self.network, self.head = mixer.Prepared(model), copy.deepcopy(model.head)
+        self.network, self.head = mixer.Prepared(model, self.eight), copy.deepcopy(model.head)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return float32 logits (N, classes) for float32 images (N, C, H, W)."""
@@ -142,7 +147,38 @@ class Operator:
             return self.head(paddle.to_tensor(self.network(images, pooled=True))).numpy()
 
 
-ENGINES: dict[str, Callable[[Any], Any]] = {e.name: e for e in (Dygraph, Operator, Inference, OnnxRuntime, OpenVino)}
+class Int8(Operator):
+    """Our own operator, with the matrices of the pointwise convolutions multiplied in 8 bits."""
+
+    name = "int8"
+    eight = True
+
+
+def _of_paddle(model: ConvMixer) -> Inference:
+    import paddle
+
+    folder = _cached(model, f"paddle-{paddle.__version__}", _save_static)
+    (program,) = (path for path in folder.iterdir() if path.suffix in (".json", ".pdmodel"))
+    return Inference(program, model.num_classes)
+
+
+def _of_onnx(kind: Callable[[Path, int], Any]) -> Callable[[ConvMixer], Any]:
+    def make(model: ConvMixer) -> Any:
+        _package(kind.name)
+        return kind(_cached(model, "onnx", _save_onnx) / "graph.onnx", model.num_classes)
+
+    return make
+
+
+ENGINES: dict[str, Callable[[Any], Any]] = {
+    **{kind.name: kind for kind in (Dygraph, Operator, Int8)},
+    Inference.name: _of_paddle,
+    **{kind.name: _of_onnx(kind) for kind in (OnnxRuntime, OpenVino)},
+}
+"""How each engine is made for a model."""
+
+GRAPHS = {".json": (Inference,), ".pdmodel": (Inference,), ".onnx": (OnnxRuntime, OpenVino), ".xml": (OpenVino,)}
+"""Who runs a static graph, by the suffix of its file."""
 
 
 def create_engine(name: str, model: ConvMixer) -> Any:
@@ -160,6 +196,38 @@ def create_engine(name: str, model: ConvMixer) -> Any:
     if name not in ENGINES:
         raise unknown("engine", name, ["auto", *ENGINES])
     return ENGINES[name](model)
+
+
+def open_graph(name: str, graph: Path, num_classes: int) -> Any:
+    """Return the engine ``name`` for a static graph in a file; ``auto`` is the first installed one that runs it.
+
+    Raises:
+        UserError: unknown engine, one that does not run such a file, a missing package, or no graph it can read.
+    """
+    if name not in ("auto", *ENGINES):
+        raise unknown("engine", name, ["auto", *ENGINES])
+    kinds = {kind.name: kind for kind in GRAPHS[graph.suffix]}
+    if name != "auto" and name not in kinds:
+        raise UserError(f"the engine {name} does not run {graph}; take {' or '.join(kinds)}")
+    try:
+        return kinds[runners(graph)[0] if name == "auto" else name](graph, num_classes)
+    except UserError:
+        raise
+    except Exception as error:  # each engine has exceptions of its own
+        raise UserError(f"cannot read the graph {graph}: {said(error)}") from error
+
+
+def runners(graph: Path) -> list[str]:
+    """Return the names of the installed engines that run a static graph.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [kind.name for kind in GRAPHS[graph.suffix]]
+    found = [name for name in names if name == Inference.name or _installed(name)]
+    if not found:
+        raise UserError(f"nothing here runs {graph.name}; pip install {' or '.join(names)}")
+    return found
 
 
 def fastest(model: ConvMixer) -> str:
@@ -222,16 +290,20 @@ def _digest(model: ConvMixer) -> str:
 
 
 def _save_static(model: ConvMixer, folder: Path) -> None:
+    to_static(model, folder / "graph", [None, model.in_chans, None, None], "float32")
+
+
+def to_static(layer: Any, prefix: Path, shape: list[Optional[int]], dtype: str) -> None:
+    """Write a layer's static graph, for inference, to the files ``prefix`` with Paddle's suffixes."""
     import paddle
 
-    training = model.training
-    model.eval()
+    training = layer.training
+    layer.eval()
     try:
-        images = paddle.static.InputSpec([None, model.in_chans, None, None], "float32", "images")
-        paddle.jit.save(model, str(folder / "graph"), input_spec=[images])
+        paddle.jit.save(layer, str(prefix), input_spec=[paddle.static.InputSpec(shape, dtype, "images")])
     finally:
         if training:
-            model.train()
+            layer.train()
 
 
 def _save_onnx(model: ConvMixer, folder: Path) -> None:

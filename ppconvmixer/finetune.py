@@ -176,6 +176,7 @@ def _train(
         c.Evaluate(state, judge, recipe, amp, wish),
         c.Count(state, settings.seed),
         c.Check(state, data, folder),
+        *([c.KeepZeros()] if recipe.finetune.keep_zeros else []),
         *([c.Average(state, settings.ema)] if settings.ema else []),
         c.EarlyStopping(state, settings.patience),
         curves,

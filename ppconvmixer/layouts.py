@@ -119,14 +119,24 @@ def classes(state: State) -> Optional[int]:
     return state["head.weight"].shape[1] if np.ndim(state.get("head.weight")) == 2 else None
 
 
-def describe(state: State) -> str:
-    """Say in a few words which network a state under our names belongs to."""
+def shape(state: State) -> dict[str, int]:
+    """Return what a state under our names says of its network's shape; nothing where it is no complete ConvMixer."""
     stem, mixer = state.get("stem.0.weight"), state.get("blocks.0.0.fn.0.weight")
     if np.ndim(stem) != 4 or np.ndim(mixer) != 4:
+        return {}
+    return {
+        **{"dim": stem.shape[0], "depth": depth(state)},
+        **{"kernel_size": mixer.shape[2], "patch_size": stem.shape[2]},
+    }
+
+
+def describe(state: State) -> str:
+    """Say in a few words which network a state under our names belongs to."""
+    if not (found := shape(state)):
         return "no complete ConvMixer"
     return (
-        f"ConvMixer-{stem.shape[0]}/{depth(state)}, kernel {mixer.shape[2]}, patch {stem.shape[2]}, "
-        f"{stem.shape[1]} channels, {classes(state) or 0} classes"
+        f"ConvMixer-{found['dim']}/{found['depth']}, kernel {found['kernel_size']}, patch {found['patch_size']}, "
+        f"{state['stem.0.weight'].shape[1]} channels, {classes(state) or 0} classes"
     )
 
 

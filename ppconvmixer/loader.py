@@ -343,6 +343,22 @@ class TrainBatches:
             yield [batch.images, targets]
 
 
+def some(samples: Samples, count: int) -> np.ndarray:
+    """Return ``count`` samples from all over the data set, float32 (N, 3, size, size); all where there are fewer.
+
+    Raises:
+        UserError: broken pictures among them, all of them named.
+    """
+    count = min(count, len(samples))
+    chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
+    images = np.empty((count, 3, samples.size, samples.size), np.float32)
+    readable = samples.fill(images, chosen)
+    if not readable.all():
+        lines = reasons(samples, chosen[~readable])
+        raise UserError(f"{len(lines)} of {count} pictures cannot be read:\n" + "\n".join(lines))
+    return images
+
+
 def broken(samples: Samples, workers: int, limit: int = 0) -> UserError:
     """Read every picture and return the error that names all that are broken.
 

@@ -1,12 +1,13 @@
 """Write a ConvMixer as an ONNX graph, with the ``onnx`` package alone.
 
-The graph takes float32 ``images`` (N, channels, H, W) with any N, H and W and gives ``logits`` (N, classes).
+The graph takes float32 ``images`` (N, channels, H, W) and gives ``logits`` (N, classes), for any N. With the
+normalisation in it, it takes uint8 ``images`` (N, H, W, channels) and gives ``probabilities``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
@@ -14,12 +15,26 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .model import ConvMixer
+    from .zoo import InputSpec
 
+METADATA = "ppconvmixer"
 OPSET = 17  # read by ONNX Runtime 1.13, OpenVINO 2023, TensorRT 8.6 and whatever came later
 
 
-def to_onnx(model: ConvMixer) -> bytes:
+def to_onnx(
+    model: ConvMixer,
+    size: Optional[int] = None,
+    pixels: Optional[InputSpec] = None,
+    card: Optional[str] = None,
+    half: bool = False,
+) -> bytes:
     """Return the serialised graph of ``model``, for inference.
+
+    Args:
+        size: height and width of the images; None leaves them open.
+        pixels: put the normalisation of this input and a softmax into the graph.
+        card: text to keep in the file's metadata, under ``METADATA``.
+        half: keep the weights of convolutions and head as float16; the engine widens them when it reads the file.
 
     Raises:
         UserError: the package ``onnx`` is missing.
@@ -30,9 +45,9 @@ def to_onnx(model: ConvMixer) -> bytes:
     except ImportError as error:
         raise UserError("an ONNX graph needs the package onnx; pip install onnx") from error
 
-    graph = _Graph({name: value.astype("float32").numpy() for name, value in model.state_dict().items()})
+    graph = _Graph({name: value.astype("float32").numpy() for name, value in model.state_dict().items()}, half)
     gelu = type(model.stem[1]).__name__ == "GELU"
-    x = graph.mix("images", "stem", gelu, strides=[model.patch_size] * 2)
+    x = graph.mix(graph.pixels(pixels) if pixels else "images", "stem", gelu, strides=[model.patch_size] * 2)
     for i in range(len(model.blocks)):
         kernel = graph.arrays[f"blocks.{i}.0.fn.0.weight"].shape[-1]
         before = (kernel - 1) // 2
@@ -42,31 +57,38 @@ def to_onnx(model: ConvMixer) -> bytes:
     x = graph.node("ReduceMean", x, axes=[2, 3], keepdims=0)
     if model.num_classes:
         x = graph.node("Gemm", x, graph.weight("head.weight"), graph.weight("head.bias"))
-    graph.nodes[-1].output[0] = "logits"
-
-    def value(name: str, *shape: Any) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    proto = helper.make_graph(
-        graph.nodes,
-        "ConvMixer",
-        [value("images", "n", model.in_chans, "height", "width")],
-        [value("logits", "n", model.num_classes or model.dim)],
-        graph.initializers,
-    )
+    if pixels:
+        graph.node("Softmax", x, axis=1)
+    output = graph.nodes[-1].output[0] = "probabilities" if pixels else "logits"
+    sides = [size, size] if size else ["height", "width"]
+    shape = ["n", *sides, model.in_chans] if pixels else ["n", model.in_chans, *sides]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8 if pixels else TensorProto.FLOAT, shape)
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", model.num_classes or model.dim])
+    proto = helper.make_graph(graph.nodes, "ConvMixer", [images], [result], graph.initializers)
     opset = helper.make_opsetid("", OPSET)
     result = helper.make_model(proto, opset_imports=[opset], ir_version=8, producer_name="ppconvmixer")
-    onnx.checker.check_model(result)
+    if card is not None:
+        helper.set_model_props(result, {METADATA: card})
+    onnx.checker.check_model(result, full_check=True)
     return result.SerializeToString()
 
 
 class _Graph:
     """Nodes and weights as they are added; every value has the name of what made it."""
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
-        self.arrays = arrays
+    def __init__(self, arrays: dict[str, np.ndarray], half: bool):
+        self.arrays, self.half = arrays, half
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
+
+    def pixels(self, spec: InputSpec) -> str:
+        """Add the way from uint8 ``images`` to the network's input: v / 255, minus the mean, by the deviation."""
+        from onnx import TensorProto
+
+        x = self.node("Transpose", self.node("Cast", "images", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+        mean, std = (255 * np.array(v, np.float64).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+        x = self.node("Sub", x, self._initializer("mean", mean.astype(np.float32)))
+        return self.node("Div", x, self._initializer("std", std.astype(np.float32)))
 
     def mix(self, x: str, prefix: str, gelu: bool, first: int = 0, **attributes: Any) -> str:
         """Add a convolution, the activation and the batch norm, which stand at ``first`` + 0, 1, 2 below ``prefix``."""
@@ -92,8 +114,13 @@ class _Graph:
         return name
 
     def weight(self, name: str) -> str:
-        """Add a weight and return its name."""
-        return self._initializer(name, self.arrays[name])
+        """Add a weight and return the name of its value."""
+        from onnx import TensorProto
+
+        value = self.arrays[name]
+        if self.half and value.ndim > 1:
+            return self.node("Cast", self._initializer(name, value.astype(np.float16)), to=TensorProto.FLOAT)
+        return self._initializer(name, value)
 
     def _constant(self, name: str, value: float) -> str:
         return self._initializer(name, np.array(value, np.float32))

@@ -13,7 +13,7 @@ from .errors import UserError
 from .files import PathLike, atomic_write
 from .optim import layer_rate, lr_factor
 from .recipe import Recipe
-from .zoo import VARIANTS, canonical
+from .zoo import variant
 
 POINTS = 1000  # of a curve; a picture shows no more
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -37,7 +37,7 @@ class Group:
 
 def groups(recipe: Recipe) -> list[Group]:
     """Return the groups of a recipe's network, the lowest layers first."""
-    depth = VARIANTS[canonical(recipe.model.name)].depth
+    depth = variant(recipe.model.name).depth
     frozen = [recipe.frozen_layers(epoch) for epoch in range(recipe.epochs)]
 
     def kind(layer: int) -> tuple[float, Optional[int]]:

@@ -16,7 +16,7 @@ from .augment import Augment
 from .errors import UserError, said, shown, unknown
 from .files import PathLike, read_text, shipped
 from .mixing import PAIR
-from .zoo import MAX_SIDE, VARIANTS, InputSpec, canonical, input_spec
+from .zoo import MAX_SIDE, InputSpec, canonical, input_spec, variant
 
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")
 OPTIMIZERS = ("adamw", "adam", "sgd", "lamb")
@@ -32,7 +32,7 @@ class Model:
     """The network and what it starts from.
 
     Args:
-        name: a model of the zoo.
+        name: a model of the zoo, or a name that spells out a shape, such as convmixer_192_8_ks5_p2 (``zoo.variant``).
         weights: what to start from: a checkpoint in any layout; ``pretrained`` or the tag of a published
             one (see ``zoo.find_weights``); null for random weights. Its head is used where it has the
             data's number of classes, and drawn anew otherwise.
@@ -131,11 +131,13 @@ class Finetune:
         freeze: keep all but the head as it is: no gradients, no decay, batch norm by its running statistics.
         unfreeze: with freeze, more layers are trained from given epochs on, from the head down.
         layer_decay: the learning rate of a layer by that of the one above it, in (0, 1]; the head takes the schedule's.
+        keep_zeros: weights of convolutions and head that are 0 at the start stay 0, after ``prune``.
     """
 
     freeze: bool = False
     unfreeze: tuple[Unfreeze, ...] = ()
     layer_decay: float = 1.0
+    keep_zeros: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +284,7 @@ class Recipe:
 
     def _check_phases(self) -> None:
         """Epochs and batch sizes are said once, and make sense."""
-        train, patch = self.train, VARIANTS[canonical(self.model.name)].patch_size
+        train, patch = self.train, variant(self.model.name).patch_size
         for key in ("epochs", "batch_size"):
             value, parts = getattr(train, key), [getattr(phase, key) for phase in train.phases]
             if value is None and (not parts or None in parts):
@@ -323,13 +325,15 @@ class Recipe:
 
     def _check_finetune(self) -> None:
         """What is frozen is worth keeping, and thaws from the head down."""
-        finetune, depth, epochs = self.finetune, VARIANTS[canonical(self.model.name)].depth, self.epochs
+        finetune, depth, epochs = self.finetune, variant(self.model.name).depth, self.epochs
         if not 0 < finetune.layer_decay <= 1:
             raise UserError(f"finetune.layer_decay is {finetune.layer_decay}; want a number in (0, 1]")
         if finetune.unfreeze and not finetune.freeze:
             raise UserError("finetune.unfreeze has no effect without finetune.freeze; set both or neither")
         if finetune.freeze and not self.model.weights:
             raise UserError("finetune.freeze would keep random weights as they are; give model.weights")
+        if finetune.keep_zeros and not self.model.weights:
+            raise UserError("finetune.keep_zeros has no effect on random weights; give model.weights")
         before = (-1, 0, False)
         for i, (epoch, blocks, stem) in enumerate(map(dataclasses.astuple, finetune.unfreeze)):
             key = f"finetune.unfreeze[{i}]"
@@ -393,7 +397,7 @@ class Recipe:
         """Return how many of the lowest layers (see ``model.layer_id``) are not trained in an epoch, counted from 0."""
         if not self.finetune.freeze:
             return 0
-        depth = VARIANTS[canonical(self.model.name)].depth
+        depth = variant(self.model.name).depth
         freed = [phase for phase in self.finetune.unfreeze if phase.epoch <= epoch]
         if not freed:
             return depth + 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from . import card, layouts, zoo
 from .datasets import read_classes
+from .engines import create_engine
 from .errors import UserError
 from .files import PathLike
 
@@ -43,15 +44,23 @@ class Trained:
         if self.classes and len(self.classes) != self.num_classes:
             names = classes or f"the card of {weights}"
             raise UserError(f"{names} has {len(self.classes)} classes, but the head of {weights} {self.num_classes}")
-        dim, channels = self.translation.state["stem.0.weight"].shape[:2]
-        variant = zoo.VARIANTS[self.name]
-        if dim != variant.dim:  # before a model is made: the product of its width and the file's classes may be huge
+        found, wanted = layouts.shape(self.translation.state), zoo.variant(self.name)
+        if found != {key: getattr(wanted, key) for key in found}:  # before a model is made: by its name it may be huge
             raise UserError(
-                f"{weights} holds {layouts.describe(self.translation.state)}; "
-                f"the model is ConvMixer-{variant.dim}/{variant.depth}"
+                f"{weights} holds {layouts.describe(self.translation.state)}; the model is "
+                f"ConvMixer-{wanted.dim}/{wanted.depth}, kernel {wanted.kernel_size}, patch {wanted.patch_size}"
             )
+        channels = self.translation.state["stem.0.weight"].shape[1]
         if channels != 3:
             raise UserError(f"{weights} takes {channels} channels; pictures have 3")
+
+    def engine(self, name: str) -> Any:
+        """Return what runs the network; see ``engines.create_engine``.
+
+        Raises:
+            UserError: as that, and as ``create``.
+        """
+        return create_engine(name, self.create())
 
     def create(self) -> ConvMixer:
         """Return the network, filled.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from .errors import UserError, shown
-from .zoo import VARIANTS, InputSpec, canonical
+from .zoo import InputSpec, variant
 
 USUAL = "flip,0.875,1,1.125"
 """What ``--tta`` alone stands for."""
@@ -32,7 +32,7 @@ def parse(text: str, model: str, spec: InputSpec) -> tuple[View, ...]:
     Raises:
         UserError: a word that is neither, or a size that no input may have.
     """
-    patch, sizes, flips = VARIANTS[canonical(model)].patch_size, {}, [False]
+    patch, sizes, flips = variant(model).patch_size, {}, [False]
     for word in map(str.strip, text.split(",")):
         if word == "flip":
             flips = [False, True]

@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -188,20 +189,50 @@ def _check(name: str, path: Path) -> None:
     """Refuse a file that is not the whole of this network."""
     state = translate(path).state
     count = sum(value.size for entry, value in state.items() if not entry.endswith(("._mean", "._variance")))
-    if count != VARIANTS[name].parameters():
+    if count != variant(name).parameters():
         raise UserError(f"it holds {layouts.describe(state)}, not {name}")
 
 
 def canonical(name: str) -> str:
-    """Return the name in the table that ``name`` stands for.
+    """Return the one name of the network that ``name`` stands for: that of the table, else ``name`` itself.
 
     Raises:
         UserError: unknown; the message has the nearest names.
     """
     name = ALIASES.get(name, name)
-    if name not in VARIANTS:
+    if name in VARIANTS:
+        return name
+    shape = variant(name)
+    return next((known for known, other in VARIANTS.items() if other == shape), name)
+
+
+def variant(name: str) -> Variant:
+    """Return the network of a name: of the table, an alias, or spelled out as ``convmixer_192_8_ks5_p2``.
+
+    The numbers are width, depth, kernel size and patch size; ``_relu`` may follow. With patches of up to 4 pixels it
+    is for CIFAR-10's input and 10 classes, with larger ones for ImageNet's and 1000, as those of the table are.
+
+    Raises:
+        UserError: unknown; the message has the nearest names.
+    """
+    name = ALIASES.get(name, name)
+    if name in VARIANTS:
+        return VARIANTS[name]
+    match = _SPELLED.fullmatch(name)
+    if not match:
         raise unknown("model", name, [*VARIANTS, *ALIASES])
-    return name
+    dim, depth, kernel_size, patch_size = map(int, match.groups()[:4])
+    make = _cifar if patch_size <= 4 else Variant
+    return make(dim, depth, kernel_size, patch_size, match[5] or "gelu")
+
+
+def spelled(shape: Variant) -> str:
+    """Return the name that spells out a shape, or that of the table where it is there."""
+    act = "" if shape.act == "gelu" else f"_{shape.act}"
+    return canonical(f"convmixer_{shape.dim}_{shape.depth}_ks{shape.kernel_size}_p{shape.patch_size}{act}")
+
+
+_SPELLED = re.compile(r"convmixer_([1-9]\d{0,3})_([1-9]\d{0,2})_ks([1-9]\d?)_p([1-9]\d?)(?:_(relu))?", re.ASCII)
 
 
 def input_spec(name: str, **changes: Any) -> InputSpec:
@@ -210,7 +241,7 @@ def input_spec(name: str, **changes: Any) -> InputSpec:
     Raises:
         UserError: unknown model, or a change that makes no sense.
     """
-    spec = VARIANTS[canonical(name)].input
+    spec = variant(name).input
     known = [field.name for field in dataclasses.fields(spec)]
     for key in changes:
         if key not in known:
@@ -228,7 +259,7 @@ def create_model(
     """Make a model of the zoo.
 
     Args:
-        name: one of ``list_models()`` or its alias.
+        name: one of ``list_models()`` or its alias, or a name that spells out its shape, see ``variant``.
         pretrained: a checkpoint in any layout to fill it from; True or a tag for one of the zoo, see ``find_weights``.
         num_classes: outputs of the head, by default the variant's (1000, or 10 for the CIFAR-10 ones).
             With another number than the variant's, a checkpoint's head of another size gives way to a
@@ -242,13 +273,13 @@ def create_model(
     from .model import ConvMixer
 
     name = canonical(name)
-    variant = VARIANTS[name]
-    classes = variant.num_classes if num_classes is None else num_classes
-    shape = {key: getattr(variant, key) for key in ("dim", "depth", "kernel_size", "patch_size", "act")}
+    wanted = variant(name)
+    classes = wanted.num_classes if num_classes is None else num_classes
+    shape = {key: getattr(wanted, key) for key in ("dim", "depth", "kernel_size", "patch_size", "act")}
     model = ConvMixer(**{**shape, "in_chans": in_chans, "num_classes": classes, **kwargs})
     if pretrained:
         path = find_weights(name, "pretrained" if pretrained is True else pretrained)
-        load_weights(model, path, reset_head=classes != variant.num_classes)
+        load_weights(model, path, reset_head=classes != wanted.num_classes)
     return model
 
 
@@ -376,15 +407,15 @@ def _some(names: list[str]) -> str:
 
 
 def _constructor(name: str) -> Callable[..., ConvMixer]:
-    variant = VARIANTS[canonical(name)]
+    shape = variant(name)
 
     def constructor(pretrained: Union[bool, PathLike] = False, **kwargs: Any) -> ConvMixer:
         return create_model(name, pretrained, **kwargs)
 
     constructor.__name__ = constructor.__qualname__ = name
     constructor.__doc__ = (
-        f"ConvMixer-{variant.dim}/{variant.depth}, kernel {variant.kernel_size}, patch {variant.patch_size}, "
-        f"{variant.act}, for {variant.input.size} x {variant.input.size}; arguments as ``create_model``."
+        f"ConvMixer-{shape.dim}/{shape.depth}, kernel {shape.kernel_size}, patch {shape.patch_size}, "
+        f"{shape.act}, for {shape.input.size} x {shape.input.size}; arguments as ``create_model``."
     )
     return constructor
 

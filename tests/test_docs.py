@@ -72,13 +72,13 @@ def test_both_languages_show_the_same(name):
 
 
 def macs(name, size):
-    variant = zoo.VARIANTS[zoo.canonical(name)]
+    variant = zoo.variant(name)
     return dataclasses.replace(variant, input=dataclasses.replace(variant.input, size=size)).macs()
 
 
 def cost(ours):
     """Multiply-accumulates of a run for a training picture: forward once, back twice through what is trained, and the teacher."""
-    depth, total, epochs = zoo.VARIANTS[zoo.canonical(ours.model.name)].depth, 0, itertools.count()
+    depth, total, epochs = zoo.variant(ours.model.name).depth, 0, itertools.count()
     for phase in ours.phases():
         for _ in range(phase.epochs):
             trained = min(max(depth + 1 - ours.frozen_layers(next(epochs)), 0), depth) / depth

@@ -287,7 +287,7 @@ def test_amp_without_a_gpu_is_said(class_folders, tmp_path, caplog):
 
 def scaled_down(ours, class_folders, folder):
     """Overrides that make a recipe one of seconds: other pictures, the smallest network, the fewest epochs."""
-    depth = zoo.VARIANTS[zoo.canonical(ours.model.name)].depth
+    depth = zoo.variant(ours.model.name).depth
     overrides = ["model.name=convmixer_tiny", "train.batch_size=8", "data.workers=0", "input.size=32"]
     overrides += ["data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"]
     overrides += ["data.val_fraction=null"]

@@ -55,6 +55,24 @@ def test_a_constructor_of_every_name():
         assert getattr(ppconvmixer, name).__name__ == name
 
 
+def test_a_name_may_spell_out_a_shape():
+    model = ppconvmixer.create_model("convmixer_24_2_ks3_p2_relu")
+    assert (model.dim, len(model.blocks), model.patch_size, model.num_classes) == (24, 2, 2, 10)
+    assert type(model.stem[1]) is paddle.nn.ReLU and model.blocks[0][0].fn[0].weight.shape == [24, 1, 3, 3]
+    assert zoo.input_spec("convmixer_24_2_ks3_p4") == zoo.CIFAR10
+    assert zoo.variant("convmixer_24_2_ks3_p5") == zoo.Variant(24, 2, 3, 5)
+    assert zoo.canonical("convmixer_64_4_ks5_p4") == "convmixer_tiny"
+    assert zoo.canonical("convmixer_24_2_ks3_p4") == "convmixer_24_2_ks3_p4"
+
+
+@pytest.mark.parametrize(
+    "name", ["convmixer_0_2_ks3_p4", "convmixer_8_02_ks3_p4", "convmixer_99999_2_ks3_p4", "convmixer_8_2_ks3_p4_gelu"]
+)
+def test_a_name_that_spells_out_no_shape_is_unknown(name):
+    with pytest.raises(UserError, match="unknown model"):
+        zoo.variant(name)
+
+
 def test_unknown_names_get_the_nearest():
     with pytest.raises(UserError, match="convmixer_768_32"):
         ppconvmixer.create_model("convmixer_786_32")

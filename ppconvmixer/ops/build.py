@@ -42,7 +42,7 @@ def library() -> Optional[ctypes.CDLL]:
     except (OSError, subprocess.SubprocessError) as error:
         logger.info("without the CPU operator (%s) training on a CPU takes about four times as long", _reason(error))
         return None
-    for name in ("mixer_memory", "mixer_map", "network_floats", "network_memory"):
+    for name in ("mixer_memory", "mixer_map", "network_floats", "network_memory", "network_eight_is_fast"):
         getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 

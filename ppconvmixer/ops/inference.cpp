@@ -5,6 +5,7 @@
 // the whole network in small groups, whose maps stay in the cache.
 
 #include "network.h"
+#include "quantized.h"
 #include "strassen.h"
 
 namespace {
@@ -23,10 +24,15 @@ struct Half {
 struct Network : Sizes {
   int depth, threads, area;
   Strassen strassen;
-  bool seven;  // products of quarters instead of one of the whole
+  Quantized quantized;
+  bool eight;  // products in 8 bits,
+  bool seven;  // or products of quarters, instead of one of the whole
   explicit Network(const Shape& s)
-      : Sizes(s), depth(s.depth), threads(s.threads), area(h * w), strassen(cp), seven(Strassen::pays(cp)) {}
-  long matrix_floats() const { return seven ? strassen.weights() : (long)cp * cp; }
+      : Sizes(s), depth(s.depth), threads(s.threads), area(h * w), strassen(cp), quantized(cp), eight(s.eight),
+        seven(!eight && Strassen::pays(cp)) {}
+  long matrix_floats() const {
+    return eight ? quantized.weights() : seven ? strassen.weights() : (long)cp * cp;
+  }
   long stem_floats() const { return (long)cp * (inp + 3); }
   long depthwise_floats() const { return (long)cp * (k * k + 3); }
   long block_floats() const { return depthwise_floats() + matrix_floats() + 3 * cp; }
@@ -107,6 +113,16 @@ void tile_seven(const Network& s, Rows a, int rows, Half half, int from, int to,
     });
 }
 
+// The same in 8 bits.
+template <class Act>
+void tile_eight(const Network& s, Rows a, int rows, Half half, int from, int to, float* out, float* bytes) {
+  auto quantized = s.quantized.put_rows(a, rows, bytes);
+  for (int p = from; p < to; ++p)
+    s.quantized.panel_product(quantized, rows, half.w, p, [&](int r, long c, vec z) {
+      store(out + c * s.plane_pixels() + r * V, finish<Act>(half, c, z));
+    });
+}
+
 // One plane's y = x + norm(act(depthwise(x))). The middle of `padded` is overwritten, its rim stays zero.
 template <class Act>
 void depthwise_plane(const Network& s, const float* x, Half half, int c, float* padded, float* y) {
@@ -123,13 +139,14 @@ void depthwise_plane(const Network& s, const float* x, Half half, int c, float* 
 
 // What a thread works in by itself.
 struct Worker {
-  float *padded, *sums, *patches, *row_sums;
+  float *padded, *sums, *patches, *rows;  // `rows` as the fast products want them
   static long sums_floats() { return Strassen::products(TILE); }
   static long floats(const Network& s) {
-    return s.plane + sums_floats() + TILE * s.inp + (s.seven ? s.strassen.row_sums(TILE) : 0);
+    return s.plane + sums_floats() + TILE * s.inp +
+           (s.eight ? s.quantized.rows_floats(TILE) : s.seven ? s.strassen.row_sums(TILE) : 0);
   }
   Worker(const Network& s, float* at)
-      : padded(at), sums(padded + s.plane), patches(sums + sums_floats()), row_sums(patches + TILE * s.inp) {
+      : padded(at), sums(padded + s.plane), patches(sums + sums_floats()), rows(patches + TILE * s.inp) {
     std::fill_n(padded, s.plane, 0.f);
     std::fill_n(patches, (long)TILE * s.inp, 0.f);
   }
@@ -173,8 +190,10 @@ void run_group(const Network& s, float* weights, const float* images, int first,
     for_tiles(s, pictures, panels, [&](int picture, int from, int rows, int panel, int last) {
       long at = picture * s.map() + from * V;
       Rows a = {y + at, V, 1, block};
-      if (s.seven)
-        tile_seven<Act>(s, a, rows, pointwise, panel, last, x + at, worker.row_sums, worker.sums);
+      if (s.eight)
+        tile_eight<Act>(s, a, rows, pointwise, panel, last, x + at, worker.rows);
+      else if (s.seven)
+        tile_seven<Act>(s, a, rows, pointwise, panel, last, x + at, worker.rows, worker.sums);
       else
         tile_product<Act>(s, a, s.cp, rows, pointwise, panel, last, x + at, worker.sums);
     });
@@ -228,18 +247,22 @@ void network_prepare(const Shape* shape, const Stem* stem, const Block* blocks, 
   Network s(*shape);
   Half half = s.stem(prepared);
   put_panels(stem->w, s.in, s.c, s.inp, 1, s.in, half.w);
-  Floats whole = floats(s.seven ? (long)s.cp * s.cp : 0);
+  bool made = s.seven || s.eight;  // from the panels of the whole matrix
+  Floats whole = floats(made ? (long)s.cp * s.cp : 0);
   prepare_half(stem->b, stem->gamma, stem->beta, stem->mean, stem->var, s.c, s.cp, half);
   for (int i = 0; i < s.depth; ++i) {
     const Block& b = blocks[i];
     Half depthwise = s.depthwise(prepared, i), pointwise = s.pointwise(prepared, i);
     put_taps(b.w1, s.c, s.cp, s.k * s.k, false, depthwise.w);
     prepare_half(b.b1, b.gamma1, b.beta1, b.mean1, b.var1, s.c, s.cp, depthwise);
-    put_panels(b.w2, s.c, s.c, s.cp, 1, s.c, s.seven ? whole.get() : pointwise.w);
+    put_panels(b.w2, s.c, s.c, s.cp, 1, s.c, made ? whole.get() : pointwise.w);
     if (s.seven) s.strassen.put_weights(whole.get(), pointwise.w);
+    if (s.eight) s.quantized.put_weights(whole.get(), pointwise.w);
     prepare_half(b.b2, b.gamma2, b.beta2, b.mean2, b.var2, s.c, s.cp, pointwise);
   }
 }
+
+int64_t network_eight_is_fast() { return FAST; }
 
 int64_t network_memory(const Shape* shape) {
   Network s(*shape);

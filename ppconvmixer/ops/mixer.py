@@ -41,6 +41,11 @@ def known(model: ConvMixer) -> bool:
     return unchanged(model) and library() is not None
 
 
+def eight_is_fast() -> bool:
+    """Tell whether the processor multiplies bytes faster than floats; the operator must be here."""
+    return bool(library().network_eight_is_fast())
+
+
 def unchanged(model: ConvMixer) -> bool:
     """Tell whether ``model`` is float32 on a CPU, and nobody rebuilt it, changed its settings or hooked into it."""
     weight = model.stem[0].weight
@@ -82,11 +87,16 @@ def mix(model: ConvMixer, images: paddle.Tensor, pooled: bool) -> paddle.Tensor:
 
 
 class Prepared:
-    """A network in evaluation as it is now, its weights put into the order of use; later changes do not reach it."""
+    """A network in evaluation as it is now, its weights put into the order of use; later changes do not reach it.
 
-    def __init__(self, model: ConvMixer):
+    Args:
+        eight: multiply the matrices of the pointwise convolutions in 8 bits; all else stays float32.
+    """
+
+    def __init__(self, model: ConvMixer, eight: bool = False):
         self.library = library()
         self.shape = _shape(model, (1, model.in_chans, model.patch_size, model.patch_size))
+        self.shape.eight = eight
         _, stem, blocks = _tables(model)
         self.weights = _pool.take(self.library.network_floats(ctypes.byref(self.shape)))
         _run(self.library.network_prepare, self.shape, stem, blocks, self.weights)
@@ -128,7 +138,7 @@ class _Shape(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in ("n", "channels", "height", "width", "patch", "dim", "depth", "kernel", "relu", "threads")
+        for name in ("n", "channels", "height", "width", "patch", "dim", "depth", "kernel", "relu", "threads", "eight")
     ]
 
 
@@ -172,7 +182,7 @@ def _shape(model: ConvMixer, images: Sequence[int]) -> _Shape:
     depth = len(model.blocks)
     kernel = model.blocks[0][0].fn[0].weight.shape[-1] if depth else 1
     relu = isinstance(model.stem[1], nn.ReLU)
-    return _Shape(*images, model.patch_size, model.dim, depth, kernel, relu, threads())
+    return _Shape(*images, model.patch_size, model.dim, depth, kernel, relu, threads(), False)
 
 
 def _tables(model: ConvMixer) -> tuple[list[Any], np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@
 
 struct Shape {  // of n pictures (channels, height, width) in patches of patch x patch pixels
   int64_t n, channels, height, width, patch, c, depth, kernel, relu, threads;
+  int64_t eight;  // whether evaluation multiplies matrices in 8 bits
 };
 
 struct Stem {
@@ -84,6 +85,7 @@ void mixer_backward(const Shape* shape, const Stem* stem, const Block* blocks, c
 // Evaluation: floats of the prepared network, which depend on the pictures' size in nothing; its making; floats of the
 // memory that network_run works in; and the run, to feature maps (n, c, h, w), or pooled to their means (n, c).
 int64_t network_floats(const Shape* shape);
+int64_t network_eight_is_fast();
 void network_prepare(const Shape* shape, const Stem* stem, const Block* blocks, float* prepared);
 int64_t network_memory(const Shape* shape);
 void network_run(const Shape* shape, const float* prepared, const float* images, int64_t pooled, float* out,

@@ -1,0 +1,234 @@
+"""Write a trained network as a file that other engines run, and compare what they make of it with the network."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import __version__, exported
+from .engines import Dygraph, runners, to_static
+from .errors import UserError
+from .exported import Exported
+from .files import rename, sha256
+from .onnx_file import METADATA, to_onnx
+from .trained import Trained
+from .zoo import InputSpec
+
+if TYPE_CHECKING:
+    from .model import ConvMixer
+
+SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml",), "paddle": (".json", ".pdmodel")}
+TOLERANCE = 1e-4  # of the largest logit; engines round differently, and 1e-6 is usual
+HALF_TOLERANCE = 2e-2  # weights of 11 bits, rounded once, through some ten layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a network is written.
+
+    Args:
+        format: one of ``SUFFIXES``.
+        pixels: put the normalisation and a softmax into the graph: uint8 (N, H, W, 3) in, probabilities out.
+        any_size: leave height and width open; otherwise they are the input's.
+        half: keep the weights in 16 bits; the arithmetic stays that of the engine.
+    """
+
+    format: str
+    pixels: bool = False
+    any_size: bool = False
+    half: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """How far an engine's answers for an exported file are from the network's own, on photographs.
+
+    Args:
+        engine: who ran the file.
+        difference: largest difference, over the largest logit; of probabilities where the graph gives those.
+        same: share of the photographs with the same most likely class.
+    """
+
+    engine: str
+    difference: float
+    same: float
+
+
+def export(network: Trained, target: Path, form: Form) -> Verified:
+    """Write ``network`` to ``target`` and the files that belong to it, once the written file has been verified.
+
+    Raises:
+        UserError: the suffix is not the format's, a package is missing, a file cannot be written, or it computes
+            something else than the network. What was there before stays as it was.
+    """
+    check_suffix(target, form.format)
+    model = network.create()
+    card = exported.describe(sha256(network.path), network, form.pixels, **_versions(form))
+    with beside(target) as made:
+        _WRITERS[form.format](model, made, network.input, form, card)
+        sizes = [network.input.size] + ([network.input.size + model.patch_size] if form.any_size else [])
+        found = verify(Exported(made), model, sizes)
+        allowed = HALF_TOLERANCE if form.half else TOLERANCE
+        if not found.difference <= allowed:
+            raise UserError(
+                f"{target} was not written: {found.engine} makes something else of it "
+                f"(off by {found.difference:.1e} of the largest logit, allowed are {allowed:.0e})"
+            )
+    return found
+
+
+def check_suffix(target: Path, form: str) -> None:
+    """Raise a UserError where the name of an export does not say its format."""
+    if target.suffix not in SUFFIXES[form]:
+        raise UserError(f"cannot write {target} as {form}; name a file ending in {' or '.join(SUFFIXES[form])}")
+
+
+def files(target: Path) -> list[Path]:
+    """Return all files that an export to ``target`` consists of, ``target`` last."""
+    others = {".xml": [".bin"], ".json": [".pdiparams", ".card.json"], ".pdmodel": [".pdiparams", ".card.json"]}
+    return [target.with_suffix(suffix) for suffix in others.get(target.suffix, [])] + [target]
+
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """Give a path in a temporary folder; the files of that export take their names when the block ends well.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            yield made
+            for path, final in zip(files(made), files(target)):
+                rename(path, final)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def verify(graph: Exported, model: ConvMixer, sizes: list[int]) -> Verified:
+    """Compare what every engine makes of ``graph`` with ``model``, on photographs, one by one and together.
+
+    Returns:
+        The worst of them.
+    """
+    found = []
+    for kind in runners(graph.path):
+        engine = graph.engine(kind)
+        for size in sizes:
+            images = photographs(dataclasses.replace(graph.input, size=size))
+            wanted = Dygraph(model)(images)
+            together, single = engine(images), engine(images[:1])
+            answers = np.concatenate([together, single])
+            wanted = np.concatenate([wanted, wanted[:1]])
+            same = float((answers.argmax(axis=1) == wanted.argmax(axis=1)).mean())
+            if graph.pixels:
+                answers, wanted, scale = np.exp(answers), _softmax(wanted), 1.0
+            else:
+                scale = float(np.abs(wanted).max())
+            found.append(Verified(kind, float(np.abs(answers - wanted).max()) / scale, same))
+    return max(found, key=lambda each: (each.difference != each.difference, each.difference))  # what is no number first
+
+
+def photographs(spec: InputSpec, count: int = 8) -> np.ndarray:
+    """Return the input made of parts of scikit-learn's two photographs, float32 (count, 3, size, size)."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    from .transforms import eval_transform
+
+    transform = eval_transform(spec)
+    whole = [Image.fromarray(image) for image in load_sample_images().images]
+    parts = []
+    for i in range(count):
+        picture = whole[i % 2]
+        side = min(picture.size) * (i + 2) // (count + 1)
+        left, top = ((room - side) * (i + 1) // count for room in picture.size)
+        parts.append(transform(picture.crop((left, top, left + side, top + side))))
+    return np.stack(parts)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _versions(form: Form) -> dict[str, Any]:
+    from importlib import metadata
+
+    names = {"onnx": ["onnx"], "openvino": ["onnx", "openvino"], "paddle": []}[form.format]
+    import paddle
+
+    return {
+        "form": dataclasses.asdict(form),
+        "versions": {"ppconvmixer": __version__, "paddle": paddle.__version__}
+        | {name: metadata.version(name) for name in names},
+    }
+
+
+# --- the formats ------------------------------------------------------------------------------------
+
+
+def _onnx(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str) -> None:
+    content = to_onnx(model, None if form.any_size else spec.size, spec if form.pixels else None, card, form.half)
+    target.write_bytes(content)
+
+
+def _openvino(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str) -> None:
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError("OpenVINO's format needs the package openvino; pip install openvino onnx") from error
+
+    content = to_onnx(model, None if form.any_size else spec.size, spec if form.pixels else None)
+    graph = openvino.Core().read_model(content)
+    graph.set_rt_info(card, METADATA)
+    openvino.save_model(graph, target, compress_to_fp16=form.half)
+
+
+def _paddle(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str) -> None:
+    import paddle
+
+    if form.half:
+        raise UserError("Paddle's static graph keeps its weights in 32 bits; leave --half out")
+    side = None if form.any_size else spec.size
+    layer, shape, dtype = model, [None, model.in_chans, side, side], "float32"
+    if form.pixels:
+        layer, shape, dtype = _of_pixels(model, spec), [None, side, side, model.in_chans], "uint8"
+    own = ".pdmodel" if paddle.__version__.startswith("2.") else ".json"
+    if target.suffix != own:  # Paddle 3.3 has a way to the old form, but its GELU does not go there
+        raise UserError(f"Paddle {paddle.__version__} writes {own} and no {target.suffix}; name {target.stem}{own}")
+    to_static(layer, target.with_suffix(""), shape, dtype)
+    exported.card_beside(target).write_text(card, "utf-8")
+
+
+def _of_pixels(model: ConvMixer, spec: InputSpec) -> Any:
+    import paddle
+
+    class OfPixels(paddle.nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+            for name in ("mean", "std"):
+                value = 255 * np.array(getattr(spec, name), np.float64).reshape(3, 1, 1)
+                self.register_buffer(name, paddle.to_tensor(value.astype(np.float32)))
+
+        def forward(self, images: Any) -> Any:
+            x = (images.astype("float32").transpose([0, 3, 1, 2]) - self.mean) / self.std
+            return paddle.nn.functional.softmax(self.network(x), axis=1)
+
+    return OfPixels()
+
+
+_WRITERS: dict[str, Callable[[Any, Path, InputSpec, Form, str], None]] = {
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "paddle": _paddle,
+}
