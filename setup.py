@@ -46,7 +46,10 @@ setup(
         "cpu": ["paddlepaddle>=2.6.2"],
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
         "peers": ["onnx>=1.14", "onnxruntime>=1.16", "openvino>=2023.3", "torch>=2.1"],  # of the benchmark
-        "deploy": ["onnx>=1.14", "onnxruntime>=1.16", "openvino>=2023.3"],
+        "deploy": [
+            *("onnx>=1.14", "onnxruntime>=1.16", "openvino>=2023.3"),
+            *("nncf>=2.13", "fastapi>=0.100", "uvicorn>=0.23"),
+        ],
         "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6"],
     },
 )

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Optional, Union
 
 from . import __version__, card, checkpoint, distributed, download, layouts, peers, views, zoo
 from .engines import ENGINES
-from .errors import UserError, printable, unknown
+from .errors import UserError, printable, said, unknown
 from .exported import Exported, is_graph
 from .files import atomic_write, sha256, table_path, write_text
 from .trained import Trained
@@ -132,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--any-size", action="store_true", help="leave height and width of the images open")
     command.add_argument("--half", action="store_true", help="keep the weights in 16 bits (onnx and openvino)")
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
+
+    command = _command(commands, _serve, "serve", "answer requests over HTTP with the classes of a picture")
+    _add_network(command)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    command.add_argument("--port", type=_natural, default=8000, metavar="N", help="default: 8000; 0 takes a free one")
 
     command = _command(
         commands, _benchmark, "benchmark", "time the networks here against stock Paddle and other engines"
@@ -546,6 +551,25 @@ def _export(options: argparse.Namespace) -> None:
         f"{network.name} -> {' '.join(map(str, written))}: verified with {found.engine} on 8 photographs, "
         f"off by {found.difference:.1e}, {100 * found.same:.0f} % of the classes are the same"
     )
+
+
+# --- serve ----------------------------------------------------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import socket
+
+    from .serve import create_app
+
+    app = create_app(_network(options), options.engine, options.backend)
+    import uvicorn
+
+    try:
+        with socket.create_server((options.host, options.port)) as listener:
+            _print(f"http://{options.host}:{listener.getsockname()[1]}/predict takes pictures; stop with Ctrl-C")
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen at {options.host}, port {options.port}: {said(error)}") from error
 
 
 # --- benchmark ------------------------------------------------------------------------------------

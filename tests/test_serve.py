@@ -1,0 +1,139 @@
+"""The network behind HTTP."""
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import requests
+from conftest import picture
+
+from ppconvmixer import cli, serve
+from ppconvmixer.trained import Trained
+from ppconvmixer.transforms import decode, eval_transform
+
+pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+
+
+@contextlib.contextmanager
+def running(app):
+    """Run ``app`` on a free port of this machine; give its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def network(tiny_weights):
+    return Trained(tiny_weights)
+
+
+@pytest.fixture(scope="module")
+def address(network):
+    with running(serve.create_app(network, "dygraph")) as address:
+        yield address
+
+
+def png(seed):
+    data = io.BytesIO()
+    picture(seed).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_under_load_every_answer_is_that_of_its_own_picture(address, network):
+    engine, transform = network.engine("dygraph"), eval_transform(network.input)
+    contents = [png(seed) for seed in range(16)]
+    logits = engine(np.stack([transform(decode(content)) for content in contents]))
+    expected = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected /= expected.sum(axis=1, keepdims=True)
+
+    def ask(number):
+        answer = requests.post(f"{address}/predict", data=contents[number % 16], timeout=60)
+        return number % 16, answer.status_code, answer.json()
+
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(ask, range(200)))
+        assert requests.get(f"{address}/health", timeout=60).json()["status"] == "ok"
+    assert len(answers) == 200
+    for number, status, answer in answers:
+        assert status == 200 and answer["model"] == "convmixer_tiny"
+        found = {each["class"]: each["probability"] for each in answer["classes"]}
+        np.testing.assert_allclose([found[i] for i in range(3)], expected[number], rtol=0, atol=1e-5)
+        assert [each["name"] for each in answer["classes"]] == [
+            network.classes[i] for i in np.argsort(-expected[number], kind="stable")
+        ]
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", png(0)[:-200]], ids=["empty", "text", "cut off"])
+def test_what_is_no_picture_is_refused(address, content):
+    answer = requests.post(f"{address}/predict", data=content, timeout=60)
+    assert answer.status_code == 400 and answer.json()["error"]
+
+
+def test_what_is_too_long_is_refused_whatever_it_says_of_its_length(address, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_BYTES", 10_000)
+    assert requests.post(f"{address}/predict", data=bytes(10_001), timeout=60).status_code == 413
+    chunks = (bytes(1000) for _ in range(11))
+    assert requests.post(f"{address}/predict", data=chunks, timeout=60).status_code == 413
+    assert requests.get(f"{address}/health", timeout=60).status_code == 200
+
+
+def test_too_many_at_once_are_told_to_come_again(network, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_WAITING", 2)
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        name = "slow"
+
+        def __call__(self, images):
+            entered.set()
+            go_on.wait(60)
+            return np.zeros((1, 3), np.float32)
+
+    monkeypatch.setattr(network, "engine", lambda name: Slow())
+    with running(serve.create_app(network)) as address, ThreadPoolExecutor(6) as clients:
+
+        def ask(_):
+            return requests.post(f"{address}/predict", data=png(0), timeout=60)
+
+        first = clients.submit(ask, 0)
+        assert entered.wait(60)
+        others = [clients.submit(ask, i) for i in range(5)]
+        refused = next(f.result() for f in _as_they_end(others))
+        assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
+        go_on.set()
+        codes = sorted(f.result().status_code for f in [first, *others])
+    assert codes == [200, 200, 200, 503, 503, 503]
+
+
+def _as_they_end(futures):
+    from concurrent.futures import as_completed
+
+    return as_completed(futures, timeout=60)
+
+
+def test_other_routes_and_methods(address):
+    assert requests.get(f"{address}/predict", timeout=60).status_code == 405
+    assert requests.get(f"{address}/nothing", timeout=60).status_code == 404
+
+
+def test_mistakes_of_the_command(capsys, tiny_weights):
+    assert (
+        cli.main(["serve", "--weights", str(tiny_weights), "--engine", "dygraph", "--host", "no.such.host.invalid"])
+        == 2
+    )
+    assert "cannot listen" in capsys.readouterr().err
