@@ -130,7 +130,13 @@ def _parser() -> argparse.ArgumentParser:
         help="take pixels, uint8 N x H x W x 3, and give probabilities: normalisation and softmax in the graph",
     )  # fmt: skip
     command.add_argument("--any-size", action="store_true", help="leave height and width of the images open")
-    command.add_argument("--half", action="store_true", help="keep the weights in 16 bits (onnx and openvino)")
+    weights = command.add_mutually_exclusive_group()
+    weights.add_argument("--half", action="store_true", help="keep the weights in 16 bits (onnx and openvino)")
+    weights.add_argument("--int8", action="store_true", help="keep them in 8 bits; with --calibrate, the maps too")
+    command.add_argument(
+        "--calibrate", metavar="DIR|TAR", help="with --int8: pictures of the kind the network is used for"
+    )
+    command.add_argument("--limit", type=_positive, default=128, metavar="N", help="so many of them (default: 128)")
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
     command = _command(commands, _serve, "serve", "answer requests over HTTP with the classes of a picture")
@@ -537,16 +543,20 @@ def _images(data: str, spec: zoo.InputSpec, count: int) -> Any:
 def _export(options: argparse.Namespace) -> None:
     from . import export
 
-    form = export.Form(options.format, options.pixels, options.any_size, options.half)
+    if options.calibrate and not options.int8:
+        raise UserError("--calibrate has no effect without --int8; give both or neither")
+    bits = 8 if options.int8 else 16 if options.half else 32
+    form = export.Form(options.format, options.pixels, options.any_size, bits)
     target = Path(options.target)
     export.check_suffix(target, form.format)
     written = export.files(target)
-    _check_outputs(list(map(str, written)), [options.weights, options.classes])
+    _check_outputs(list(map(str, written)), [options.weights, options.classes, options.calibrate])
     present = [str(path) for path in written if path.exists()]
     if present and not options.overwrite:
         raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
     network = _trained(options)
-    found = export.export(network, target, form)
+    pictures = _images(options.calibrate, network.input, options.limit) if options.calibrate else None
+    found = export.export(network, target, form, pictures)
     _print(
         f"{network.name} -> {' '.join(map(str, written))}: verified with {found.engine} on 8 photographs, "
         f"off by {found.difference:.1e}, {100 * found.same:.0f} % of the classes are the same"
@@ -598,5 +608,5 @@ def _benchmark(options: argparse.Namespace) -> None:
     if "markdown" in outputs:
         picture = outputs.get("picture")
         shown = picture and os.path.relpath(picture, outputs["markdown"].parent)
-        command = " ".join(["ppconvmixer benchmark", *options.parts])
+        command = " ".join(["ppconvmixer benchmark", *options.parts, f"--rounds {options.rounds}"])
         write_text(outputs["markdown"], performance.markdown(report, command, shown))

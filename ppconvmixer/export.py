@@ -7,16 +7,17 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
 from . import __version__, exported
-from .engines import Dygraph, runners, to_static
+from .engines import Dygraph, OnnxRuntime, runners, to_static
 from .errors import UserError
 from .exported import Exported
 from .files import rename, sha256
 from .onnx_file import METADATA, to_onnx
+from .quantize import quantize
 from .trained import Trained
 from .zoo import InputSpec
 
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from .model import ConvMixer
 
 SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml",), "paddle": (".json", ".pdmodel")}
-TOLERANCE = 1e-4  # of the largest logit; engines round differently, and 1e-6 is usual
-HALF_TOLERANCE = 2e-2  # weights of 11 bits, rounded once, through some ten layers
+TOLERANCES = {  # of the largest logit, by the bits of the weights
+    32: 1e-4,  # engines round differently, and 1e-6 is usual
+    16: 2e-2,  # numbers of 11 bits
+    8: 0.5,  # of 7 bits, and the maps perhaps as well: what is further off is another network
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +40,14 @@ class Form:
         format: one of ``SUFFIXES``.
         pixels: put the normalisation and a softmax into the graph: uint8 (N, H, W, 3) in, probabilities out.
         any_size: leave height and width open; otherwise they are the input's.
-        half: keep the weights in 16 bits; the arithmetic stays that of the engine.
+        bits: of the weights: 32, 16 (float16) or 8 (whole numbers, a scale for every output). Engines widen them
+            and compute in float32, unless the maps are brought to 8 bits as well, see ``export``.
     """
 
     format: str
     pixels: bool = False
     any_size: bool = False
-    half: bool = False
+    bits: int = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +65,12 @@ class Verified:
     same: float
 
 
-def export(network: Trained, target: Path, form: Form) -> Verified:
+def export(network: Trained, target: Path, form: Form, pictures: Optional[np.ndarray] = None) -> Verified:
     """Write ``network`` to ``target`` and the files that belong to it, once the written file has been verified.
+
+    Args:
+        pictures: with 8 bits, some hundred of the network's inputs, float32 (N, 3, size, size), by which the maps
+            are brought to 8 bits too, so that engines multiply bytes; see ``quantize``.
 
     Raises:
         UserError: the suffix is not the format's, a package is missing, a file cannot be written, or it computes
@@ -71,10 +80,10 @@ def export(network: Trained, target: Path, form: Form) -> Verified:
     model = network.create()
     card = exported.describe(sha256(network.path), network, form.pixels, **_versions(form))
     with beside(target) as made:
-        _WRITERS[form.format](model, made, network.input, form, card)
+        _WRITERS[form.format](model, made, network.input, form, card, pictures)
         sizes = [network.input.size] + ([network.input.size + model.patch_size] if form.any_size else [])
         found = verify(Exported(made), model, sizes)
-        allowed = HALF_TOLERANCE if form.half else TOLERANCE
+        allowed = TOLERANCES[form.bits]
         if not found.difference <= allowed:
             raise UserError(
                 f"{target} was not written: {found.engine} makes something else of it "
@@ -176,28 +185,51 @@ def _versions(form: Form) -> dict[str, Any]:
 # --- the formats ------------------------------------------------------------------------------------
 
 
-def _onnx(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str) -> None:
-    content = to_onnx(model, None if form.any_size else spec.size, spec if form.pixels else None, card, form.half)
-    target.write_bytes(content)
+def _onnx(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str, pictures: Any) -> None:
+    size, pixels = None if form.any_size else spec.size, spec if form.pixels else None
+    if pictures is None:
+        target.write_bytes(to_onnx(model, size, pixels, card, form.bits))
+        return
+    import onnx
+
+    def open_graph(graph: Any) -> Callable[[np.ndarray], np.ndarray]:
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            onnx.save(graph, file.name)
+            return OnnxRuntime(Path(file.name), model.num_classes)
+
+    graph = onnx.load_from_string(to_onnx(model, size, pixels, card))
+    onnx.save(quantize(graph, _inputs(pictures, pixels), open_graph), target)
 
 
-def _openvino(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str) -> None:
+def _openvino(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str, pictures: Any) -> None:
     try:
         import openvino
     except ImportError as error:
         raise UserError("OpenVINO's format needs the package openvino; pip install openvino onnx") from error
 
-    content = to_onnx(model, None if form.any_size else spec.size, spec if form.pixels else None)
-    graph = openvino.Core().read_model(content)
+    size, pixels = None if form.any_size else spec.size, spec if form.pixels else None
+    bits = 8 if form.bits == 8 and pictures is None else 32
+    graph = openvino.Core().read_model(to_onnx(model, size, pixels, bits=bits))
+    if pictures is not None:
+
+        def open_graph(graph: Any) -> Callable[[np.ndarray], np.ndarray]:
+            compiled = graph if isinstance(graph, openvino.CompiledModel) else openvino.compile_model(graph, "CPU")
+            return lambda images: compiled(images)[0]
+
+        graph = quantize(graph, _inputs(pictures, pixels), open_graph)
     graph.set_rt_info(card, METADATA)
-    openvino.save_model(graph, target, compress_to_fp16=form.half)
+    openvino.save_model(graph, target, compress_to_fp16=form.bits == 16)
 
 
-def _paddle(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str) -> None:
+def _inputs(pictures: np.ndarray, pixels: Optional[InputSpec]) -> np.ndarray:
+    return exported.to_pixels(pictures, pixels) if pixels else pictures
+
+
+def _paddle(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str, pictures: Any) -> None:
     import paddle
 
-    if form.half:
-        raise UserError("Paddle's static graph keeps its weights in 32 bits; leave --half out")
+    if form.bits != 32:
+        raise UserError("Paddle's static graph keeps its weights in 32 bits; take the format onnx or openvino")
     side = None if form.any_size else spec.size
     layer, shape, dtype = model, [None, model.in_chans, side, side], "float32"
     if form.pixels:
@@ -227,7 +259,7 @@ def _of_pixels(model: ConvMixer, spec: InputSpec) -> Any:
     return OfPixels()
 
 
-_WRITERS: dict[str, Callable[[Any, Path, InputSpec, Form, str], None]] = {
+_WRITERS: dict[str, Callable[[Any, Path, InputSpec, Form, str, Any], None]] = {
     "onnx": _onnx,
     "openvino": _openvino,
     "paddle": _paddle,

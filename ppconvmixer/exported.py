@@ -59,13 +59,18 @@ class _OfPixels:
     """A graph that takes pixels, fed with a network's input; the logarithm of its probabilities are the logits."""
 
     def __init__(self, engine: Any, spec: zoo.InputSpec):
-        self.engine, self.name, self.num_classes = engine, engine.name, engine.num_classes
-        self.mean, self.std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+        self.engine, self.name, self.num_classes, self.spec = engine, engine.name, engine.num_classes, spec
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        pixels = np.rint(255 * (images * self.std + self.mean)).astype(np.uint8)
-        probabilities = self.engine(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
+        probabilities = self.engine(to_pixels(images, self.spec))
         return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+
+
+def to_pixels(images: np.ndarray, spec: zoo.InputSpec) -> np.ndarray:
+    """Return the pixels, uint8 (N, size, size, 3), that a network's input, float32 (N, 3, size, size), was made of."""
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+    pixels = np.rint(255 * (images * std + mean)).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
 def is_graph(name: Optional[str]) -> bool:

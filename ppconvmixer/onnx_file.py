@@ -26,7 +26,7 @@ def to_onnx(
     size: Optional[int] = None,
     pixels: Optional[InputSpec] = None,
     card: Optional[str] = None,
-    half: bool = False,
+    bits: int = 32,
 ) -> bytes:
     """Return the serialised graph of ``model``, for inference.
 
@@ -34,7 +34,8 @@ def to_onnx(
         size: height and width of the images; None leaves them open.
         pixels: put the normalisation of this input and a softmax into the graph.
         card: text to keep in the file's metadata, under ``METADATA``.
-        half: keep the weights of convolutions and head as float16; the engine widens them when it reads the file.
+        bits: of the weights of convolutions and head: 32; 16 for float16; 8 for whole numbers, with a scale for
+            every output. The arithmetic is in float32: the engine widens them.
 
     Raises:
         UserError: the package ``onnx`` is missing.
@@ -45,7 +46,7 @@ def to_onnx(
     except ImportError as error:
         raise UserError("an ONNX graph needs the package onnx; pip install onnx") from error
 
-    graph = _Graph({name: value.astype("float32").numpy() for name, value in model.state_dict().items()}, half)
+    graph = _Graph({name: value.astype("float32").numpy() for name, value in model.state_dict().items()}, bits)
     gelu = type(model.stem[1]).__name__ == "GELU"
     x = graph.mix(graph.pixels(pixels) if pixels else "images", "stem", gelu, strides=[model.patch_size] * 2)
     for i in range(len(model.blocks)):
@@ -76,8 +77,8 @@ def to_onnx(
 class _Graph:
     """Nodes and weights as they are added; every value has the name of what made it."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], half: bool):
-        self.arrays, self.half = arrays, half
+    def __init__(self, arrays: dict[str, np.ndarray], bits: int):
+        self.arrays, self.bits = arrays, bits
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
 
@@ -118,9 +119,17 @@ class _Graph:
         from onnx import TensorProto
 
         value = self.arrays[name]
-        if self.half and value.ndim > 1:
+        if self.bits == 32 or value.ndim == 1:
+            return self._initializer(name, value)
+        if self.bits == 16:
             return self.node("Cast", self._initializer(name, value.astype(np.float16)), to=TensorProto.FLOAT)
-        return self._initializer(name, value)
+        outputs = 1 if name.startswith("head.") else 0
+        others = tuple(axis for axis in range(value.ndim) if axis != outputs)
+        scale = np.abs(value).max(axis=others, keepdims=True) / 127
+        whole = np.rint(value / np.where(scale, scale, 1)).astype(np.int8)
+        scales = self._initializer(f"{name}.scale", scale.reshape(-1))
+        zero = self._initializer(f"{name}.zero", np.zeros(scale.size, np.int8))
+        return self.node("DequantizeLinear", self._initializer(name, whole), scales, zero, axis=outputs)
 
     def _constant(self, name: str, value: float) -> str:
         return self._initializer(name, np.array(value, np.float32))

@@ -40,8 +40,11 @@ def test_every_test_that_a_promise_names_exists():
         "README.md",
         "README_zh.md",
         "docs/architecture.md",
+        "docs/deployment.md",
+        "docs/deployment_zh.md",
         "docs/finetuning.md",
         "docs/finetuning_zh.md",
+        "docs/performance.md",
         "docs/recipes.md",
         "docs/recipes_zh.md",
         "docs/reliability.md",
@@ -54,7 +57,7 @@ def test_links_lead_somewhere(name):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["README", "docs/recipes", "docs/finetuning"])
+@pytest.mark.parametrize("name", ["README", "docs/deployment", "docs/finetuning", "docs/recipes"])
 def test_both_languages_show_the_same(name):
     """The same commands, headings of the same levels, tables of the same rows, and the same code in the text."""
     english, chinese = ((ROOT / f"{name}{suffix}.md").read_text() for suffix in ("", "_zh"))
