@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import logging
@@ -15,7 +16,7 @@ import signal
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Optional
@@ -139,16 +140,38 @@ def compare(workload: Workload, contenders: Sequence[str], rounds: int = 5, seco
     Raises:
         UserError: a contender cannot be made, or its result is not that of the first one.
     """
+    makes = {contender: functools.partial(peers.make, workload, contender) for contender in contenders}
+    timings = race(makes, workload.pictures, rounds, seconds)
+    for timing in timings:
+        if not timing.difference <= TOLERANCE:
+            raise UserError(
+                f"{timing.contender} computes something else: it is {timing.difference:.2g} off on {workload}"
+            )
+    return Comparison(workload, timings)
+
+
+def race(
+    makes: Mapping[str, Callable[[], peers.Step]], pictures: int, rounds: int = 5, seconds: float = 1.0
+) -> tuple[Timing, ...]:
+    """Time steps in turn, forwards and backwards through ``makes``, each in a process of its own.
+
+    Args:
+        makes: what makes the step of each contender, as ``pickle`` can hand it to a process.
+        pictures: of a step.
+
+    Raises:
+        UserError: a contender cannot be made.
+    """
     runners: list[_Runner] = []
     try:
-        for contender in contenders:
-            runners.append(_Runner(workload, contender))
+        for contender, make in makes.items():
+            runners.append(_Runner(contender, make))
         for i in range(rounds):
             for runner in runners[:: -1 if i % 2 else 1]:
                 if sum(runner.samples) * runner.steps < LIMIT or not runner.samples:
                     time.sleep(PAUSE)
                     runner.sample(seconds)
-        return Comparison(workload, tuple(runner.timing(runners[0]) for runner in runners))
+        return tuple(runner.timing(pictures, runners[0]) for runner in runners)
     finally:
         for runner in runners:
             runner.close()
@@ -157,11 +180,11 @@ def compare(workload: Workload, contenders: Sequence[str], rounds: int = 5, seco
 class _Runner:
     """A contender in a process of its own, which computes when it is told and sleeps while others do."""
 
-    def __init__(self, workload: Workload, contender: str):
-        self.workload, self.contender = workload, contender
+    def __init__(self, contender: str, make: Callable[[], peers.Step]):
+        self.contender = contender
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, workload, contender), daemon=False)
+        self.process = context.Process(target=_serve, args=(theirs, contender, make), daemon=False)
         # Paddle and torch read it when they are imported; Paddle would set it to 1.
         with _environment(OMP_NUM_THREADS=str(threads())):
             self.process.start()
@@ -177,14 +200,12 @@ class _Runner:
         taken, self.steps, self.peak = self._receive()
         self.samples.append(taken)
 
-    def timing(self, reference: _Runner) -> Timing:
-        """Return what it reached; its result must be that of ``reference``."""
-        rates = [self.workload.pictures / seconds for seconds in self.samples]
+    def timing(self, pictures: int, reference: _Runner) -> Timing:
+        """Return what it reached, and how far its result is from that of ``reference``."""
+        rates = [pictures / seconds for seconds in self.samples]
         difference = 0.0
         if self.result is not None:
             difference = float(np.abs(self.result - reference.result).max() / np.abs(reference.result).max())
-        if not difference <= TOLERANCE:
-            raise UserError(f"{self.contender} computes something else: it is {difference:.2g} off on {self.workload}")
         return Timing(
             self.contender, statistics.median(rates), min(rates), max(rates), len(rates), self.peak, difference
         )
@@ -199,7 +220,7 @@ class _Runner:
         try:
             answer = self.connection.recv()
         except EOFError as error:
-            raise UserError(f"{self.contender} ended without a result ({self.workload.name})") from error
+            raise UserError(f"{self.contender} ended without a result") from error
         if isinstance(answer, UserError):
             raise answer
         return answer
@@ -219,7 +240,7 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, workload: Workload, contender: str) -> None:
+def _serve(connection: Connection, contender: str, make: Callable[[], peers.Step]) -> None:
     """Make the contender and run samples of it until the other side closes."""
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.simplefilter("ignore")
@@ -227,7 +248,7 @@ def _serve(connection: Connection, workload: Workload, contender: str) -> None:
     multiprocessing.set_start_method(None, force=True)  # "spawn" is inherited; a peer starts its workers as for a user
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # frameworks comment on the number of threads
-            step = peers.make(workload, contender)
+            step = make()
             started = time.perf_counter()
             result = step()
             if time.perf_counter() - started < LONG:

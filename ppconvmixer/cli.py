@@ -139,6 +139,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=_positive, default=128, metavar="N", help="so many of them (default: 128)")
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
+    command = _command(commands, _report, "report", "measure a checkpoint in float32, fewer bits, channels and weights")
+    _add_checkpoint(command)
+    command.add_argument(
+        "-c", "--config", metavar="RECIPE", help="judge by its validation part, fit on its training part"
+    )
+    command.add_argument("--data", metavar="DIR|TAR", help="without a recipe: what to judge by, as in eval")
+    command.add_argument("--list", metavar="FILE", help="lines 'path label'; without it, DATA has one folder a class")
+    command.add_argument("--calibrate", metavar="DIR|TAR", help="without a recipe: what to fit on, other pictures")
+    command.add_argument(
+        "--epochs", type=_natural, default=0, metavar="N", help="train pruned networks on (default: 0)"
+    )
+    command.add_argument("--limit", type=_natural, default=0, metavar="N", help="judge by the first N pictures only")
+    command.add_argument("--rounds", type=_positive, default=5, metavar="N", help="samples of every speed (default: 5)")
+    command.add_argument(
+        "--output", metavar="DIR", default="runs/report", help="folder to write (default: runs/report)"
+    )
+
     command = _command(commands, _serve, "serve", "answer requests over HTTP with the classes of a picture")
     _add_network(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
@@ -561,6 +578,56 @@ def _export(options: argparse.Namespace) -> None:
         f"{network.name} -> {' '.join(map(str, written))}: verified with {found.engine} on 8 photographs, "
         f"off by {found.difference:.1e}, {100 * found.same:.0f} % of the classes are the same"
     )
+
+
+# --- report ---------------------------------------------------------------------------------------
+
+
+def _report(options: argparse.Namespace) -> None:
+    from . import benchmark, datasets, deployment, deployment_page, sources
+    from . import recipe as recipes
+    from .finetune import open_data
+    from .loader import Samples, some
+    from .transforms import eval_transform
+
+    network = _trained(options)
+    if options.config and (options.calibrate or options.data):
+        raise UserError("a recipe says what to judge by and to fit on; leave --data and --calibrate out")
+    if not options.config and not options.calibrate:
+        raise UserError("--calibrate is missing: pictures to fit on, other ones than those of --data (or -c, a recipe)")
+    if options.epochs and not options.config:
+        raise UserError("--epochs needs a recipe to train by; give one with -c")
+    judged = _pictures(options, network)
+    recipe = recipes.load(options.config) if options.config else None
+    fitted = open_data(recipe)[0] if recipe else datasets.unlabelled(sources.open_source(options.calibrate))
+    transform, size = eval_transform(network.input), network.input.size
+    material = deployment.Material(
+        network,
+        some(Samples(fitted, transform, size), deployment.FIT),
+        Samples(judged, transform, size),
+        deployment.trained_on(recipe, options.epochs) if options.epochs else None,
+    )
+    folder = Path(options.output)
+    digest = sha256(network.path)
+    forms = folder / f"forms-{digest[:8]}"  # what was trained on from another checkpoint is none of this one's
+    try:
+        forms.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    report = {
+        "model": network.name,
+        "weights": {"path": str(network.path), "sha256": digest},
+        "data": options.config or options.data,
+        "command": " ".join(["ppconvmixer", *sys.argv[1:]]),
+        "machine": benchmark.machine(),
+        "versions": benchmark.versions(),
+        "forms": deployment.measure(material, forms, options.limit, options.rounds),
+    }
+    write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    deployment_page.write(report, folder)
+    for form in report["forms"]:
+        _print(f"{form['form']:30} {100 * form['top1']:6.2f} %  {form['images_per_second'] or 0:8.1f} img/s")
+    _print(f"{folder / 'report.html'}")
 
 
 # --- serve ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
-from . import download
+from . import download, processor
 from .errors import UserError, said, unknown
 from .files import atomic_write
 from .onnx_file import to_onnx
@@ -83,7 +83,7 @@ class Inference:
 class OnnxRuntime:
     """ONNX Runtime, on the CPU; it runs a ``.onnx`` file."""
 
-    name = "onnxruntime"
+    name = package = "onnxruntime"
 
     def __init__(self, graph: Path, num_classes: int):
         onnxruntime = _package("onnxruntime")
@@ -98,20 +98,16 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO, on the CPU; it runs a ``.xml`` file and its ``.bin``, or a ``.onnx`` file.
+    """OpenVINO, on the CPU; it runs a ``.xml`` file and its ``.bin``, or a ``.onnx`` file."""
 
-    Args:
-        precision: what is not quantised is computed in: ``f32``, ``bf16`` or ``f16``, where the processor knows it.
-    """
+    name, package, precision = "openvino", "openvino", "f32"
 
-    name = "openvino"
-
-    def __init__(self, graph: Path, num_classes: int, precision: str = "f32"):
+    def __init__(self, graph: Path, num_classes: int):
         openvino = _package("openvino")
         self.num_classes = num_classes
         settings = {
             "INFERENCE_NUM_THREADS": threads(),
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": self.precision,
             "PERFORMANCE_HINT": "LATENCY",
         }
         self.compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
@@ -119,6 +115,17 @@ class OpenVino:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return float32 (N, classes) for whatever images the graph takes."""
         return self.compiled(images)[0]
+
+
+class OpenVinoBf16(OpenVino):
+    """OpenVINO, on the CPU, in bfloat16: numbers of 8 bits with the range of float32."""
+
+    name, precision = "openvino-bf16", "bf16"
+
+    def __init__(self, graph: Path, num_classes: int):
+        if not bfloat16_is_fast():
+            raise UserError("this processor has no bfloat16; take the engine openvino")
+        super().__init__(graph, num_classes)
 
 
 class Operator:
@@ -164,7 +171,7 @@ def _of_paddle(model: ConvMixer) -> Inference:
 
 def _of_onnx(kind: Callable[[Path, int], Any]) -> Callable[[ConvMixer], Any]:
     def make(model: ConvMixer) -> Any:
-        _package(kind.name)
+        _package(kind.package)
         return kind(_cached(model, "onnx", _save_onnx) / "graph.onnx", model.num_classes)
 
     return make
@@ -173,11 +180,15 @@ def _of_onnx(kind: Callable[[Path, int], Any]) -> Callable[[ConvMixer], Any]:
 ENGINES: dict[str, Callable[[Any], Any]] = {
     **{kind.name: kind for kind in (Dygraph, Operator, Int8)},
     Inference.name: _of_paddle,
-    **{kind.name: _of_onnx(kind) for kind in (OnnxRuntime, OpenVino)},
+    **{kind.name: _of_onnx(kind) for kind in (OnnxRuntime, OpenVino, OpenVinoBf16)},
 }
 """How each engine is made for a model."""
 
-GRAPHS = {".json": (Inference,), ".pdmodel": (Inference,), ".onnx": (OnnxRuntime, OpenVino), ".xml": (OpenVino,)}
+GRAPHS = {
+    **dict.fromkeys((".json", ".pdmodel"), (Inference,)),
+    ".onnx": (OnnxRuntime, OpenVino, OpenVinoBf16),
+    ".xml": (OpenVino, OpenVinoBf16),
+}
 """Who runs a static graph, by the suffix of its file."""
 
 
@@ -218,12 +229,12 @@ def open_graph(name: str, graph: Path, num_classes: int) -> Any:
 
 
 def runners(graph: Path) -> list[str]:
-    """Return the names of the installed engines that run a static graph.
+    """Return the names of the installed engines that run a static graph in its own precision.
 
     Raises:
         UserError: there is none.
     """
-    names = [kind.name for kind in GRAPHS[graph.suffix]]
+    names = [kind.name for kind in GRAPHS[graph.suffix] if kind is not OpenVinoBf16]
     found = [name for name in names if name == Inference.name or _installed(name)]
     if not found:
         raise UserError(f"nothing here runs {graph.name}; pip install {' or '.join(names)}")
@@ -239,6 +250,18 @@ def fastest(model: ConvMixer) -> str:
     if paddle.get_device() != "cpu":
         return "dygraph"
     return "operator" if mixer.known(model) else "inference"
+
+
+def bfloat16_is_fast() -> bool:
+    """Tell whether the processor multiplies bfloat16."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(processor.described().split()))
+
+
+def int8_is_fast(model: ConvMixer) -> bool:
+    """Tell whether the engine int8 runs ``model``, and faster than in float32."""
+    from .ops import mixer
+
+    return mixer.known(model) and mixer.eight_is_fast()
 
 
 def _installed(package: str) -> bool:

@@ -34,8 +34,8 @@ def to_onnx(
         size: height and width of the images; None leaves them open.
         pixels: put the normalisation of this input and a softmax into the graph.
         card: text to keep in the file's metadata, under ``METADATA``.
-        bits: of the weights of convolutions and head: 32; 16 for float16; 8 for whole numbers, with a scale for
-            every output. The arithmetic is in float32: the engine widens them.
+        bits: of the weights: 32; 16 for float16; 8 for whole numbers with a scale for every output, in the
+            convolutions alone. The arithmetic is in float32: the engine widens them.
 
     Raises:
         UserError: the package ``onnx`` is missing.
@@ -123,13 +123,13 @@ class _Graph:
             return self._initializer(name, value)
         if self.bits == 16:
             return self.node("Cast", self._initializer(name, value.astype(np.float16)), to=TensorProto.FLOAT)
-        outputs = 1 if name.startswith("head.") else 0
-        others = tuple(axis for axis in range(value.ndim) if axis != outputs)
-        scale = np.abs(value).max(axis=others, keepdims=True) / 127
+        if name.startswith("head."):  # ONNX Runtime would bring what it is multiplied with to 8 bits too
+            return self._initializer(name, value)
+        scale = np.abs(value).max(axis=(1, 2, 3), keepdims=True) / 127
         whole = np.rint(value / np.where(scale, scale, 1)).astype(np.int8)
         scales = self._initializer(f"{name}.scale", scale.reshape(-1))
         zero = self._initializer(f"{name}.zero", np.zeros(scale.size, np.int8))
-        return self.node("DequantizeLinear", self._initializer(name, whole), scales, zero, axis=outputs)
+        return self.node("DequantizeLinear", self._initializer(name, whole), scales, zero, axis=0)
 
     def _constant(self, name: str, value: float) -> str:
         return self._initializer(name, np.array(value, np.float32))

@@ -50,14 +50,26 @@ def test_contenders_agree_and_are_measured(task, contenders):
     assert found.timings[0].difference == 0 <= max(t.difference for t in found.timings) < 1e-5
 
 
-def test_a_contender_that_computes_something_else_is_refused():
-    runner = object.__new__(benchmark._Runner)
-    runner.workload, runner.contender, runner.samples, runner.peak = TINY, "x", [1.0], 1.0
-    reference = object.__new__(benchmark._Runner)
-    for wrong in (np.array([1.0, 2.01]), np.array([1.0, np.nan])):
-        runner.result, reference.result = wrong, np.array([1.0, 2.0])
-        with pytest.raises(UserError, match="x computes something else"):
-            runner.timing(reference)
+@pytest.mark.parametrize("result", [2.01, float("nan")])
+def test_a_contender_that_computes_something_else_is_refused(result, monkeypatch):
+    timing = benchmark.Timing("x", 1.0, 1.0, 1.0, 1, 1.0, difference=abs(result - 2.0) / 2.0)
+    monkeypatch.setattr(benchmark, "race", lambda *arguments: (timing,))
+    with pytest.raises(UserError, match="x computes something else"):
+        benchmark.compare(TINY, ["x"])
+
+
+def test_the_difference_is_that_of_the_results():
+    runner, reference = (object.__new__(benchmark._Runner) for _ in range(2))
+    runner.contender, runner.samples, runner.peak = "x", [1.0, 2.0, 4.0], 1.0
+    runner.result, reference.result = np.array([1.0, 2.01]), np.array([1.0, 2.0])
+    timing = runner.timing(8, reference)
+    assert timing.difference == pytest.approx(0.005) and (timing.low, timing.images_per_second, timing.high) == (
+        2,
+        4,
+        8,
+    )
+    runner.result = np.array([1.0, np.nan])
+    assert not runner.timing(8, reference).difference <= 1
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):

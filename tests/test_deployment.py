@@ -1,0 +1,117 @@
+"""The report on a checkpoint in many forms."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from ppconvmixer import deployment, deployment_page, recipe
+from ppconvmixer.cli import main
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def failure(capsys, *arguments):
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def reported(tiny_weights, class_folders, tmp_path_factory):
+    """The folder of a report, with pruned networks trained on for an epoch."""
+    folder = tmp_path_factory.mktemp("report")
+    settings = folder / "recipe.yaml"
+    settings.write_text(
+        f"""
+model: {{name: convmixer_tiny}}
+data: {{dataset: folder, path: {class_folders}, train: train, val: val, workers: 0}}
+optimizer: {{name: adamw, lr: 0.01}}
+train: {{epochs: 3, batch_size: 8}}
+"""
+    )
+    command = ("report", "--weights", tiny_weights, "-c", settings, "--epochs", 1, "--rounds", 1, "--output", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deployment, "WIDTHS", (0.5,))
+        patch.setattr(deployment, "SPARSITIES", (0.3, 0.9))
+        assert run(*command) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(reported):
+    return json.loads((reported / "report.json").read_text())
+
+
+def test_every_form_is_there_with_its_figures(report):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    forms = {form["form"]: form for form in report["forms"]}
+    for name in ("float32", "float32, ONNX Runtime", "float32, OpenVINO", "weights in 8 bits, OpenVINO", "30% zeros"):
+        assert name in forms
+    for form in forms.values():
+        assert form["samples"] == 12 and 0 <= form["top1"] <= 1 and form["bytes"] > 10_000
+        fast = form["kind"] != "sparse"
+        assert bool(form["latency_ms"]) == bool(form["images_per_second"]) == bool(form["peak_mb"]) == fast
+    exact = [form for form in forms.values() if form["kind"] == "float32"]
+    assert all(form["agreement"] == 1 and form["top1"] == exact[0]["top1"] for form in exact)
+
+
+def test_what_is_smaller_is_said_to_be(report):
+    forms = {form["form"]: form for form in report["forms"]}
+    whole, narrow = forms["float32"], forms["32 channels"]
+    assert narrow["parameters"] < 0.5 * whole["parameters"] and narrow["macs"] < 0.5 * whole["macs"]
+    assert narrow["bytes"] < 0.5 * whole["bytes"] and whole["parameters"] == 27_779
+    for share in (30, 90):
+        for name in (f"{share}% zeros", f"{share}% zeros, trained on"):
+            assert forms[name]["sparsity"] == pytest.approx(share / 100, abs=1e-3)
+
+
+def test_training_on_is_not_repeated(report, reported):
+    (folder,) = reported.glob("forms-*")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/last.pdparams")}
+    assert len(before) == sum(form["tuned"] for form in report["forms"]) == 3
+    train = deployment.trained_on(recipe.load(reported / "recipe.yaml"), 1)
+    for path in before:
+        assert train(folder / f"{path.parent.name}.pdparams", "convmixer_tiny", False, path.parent) == path
+        assert path.stat().st_mtime_ns == before[path]
+
+
+def test_the_pages_show_every_form(report, reported):
+    text, page = ((reported / f"report.{suffix}").read_text() for suffix in ("md", "html"))
+    for form in report["forms"]:
+        assert f"| {form['form']} |" in text and f"<td>{form['form']}</td>" in page
+    for name in re.findall(r"\]\((\w+\.png)\)", text):
+        assert (reported / name).read_bytes().startswith(b"\x89PNG")
+    assert page.count("data:image/png;base64,") == 2
+    assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_the_fastest_form_is_named_for_each_loss():
+    def form(name, ms, top1):
+        return {"form": name, "latency_ms": ms, "top1": top1}
+
+    forms = [form("whole", 10.0, 0.9), form("half", 5.0, 0.896), form("tenth", 1.0, 0.5), form("zeros", None, 0.9)]
+    told = deployment_page._fastest(forms)
+    assert ["whole, 1.00 times" in told[0], "half, 2.00 times" in told[1], "half, 2.00 times" in told[2]] == [True] * 3
+
+
+def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
+    good = ("report", "--weights", tiny_weights, "--output", tmp_path / "out")
+    data = ("--data", class_folders / "val")
+    assert "--calibrate is missing" in failure(capsys, *good, *data)
+    assert "leave --data and --calibrate out" in failure(capsys, *good, "-c", "digits", *data)
+    assert "--epochs needs a recipe" in failure(capsys, *good, *data, "--calibrate", class_folders, "--epochs", 1)
+    assert "--data is missing" in failure(capsys, *good, "--calibrate", class_folders)
+    (tmp_path / "file").write_text("")
+    into = ("report", "--weights", tiny_weights, *data, "--calibrate", class_folders, "--output", tmp_path / "file/x")
+    assert "cannot write to" in failure(capsys, *into)
+    assert not (tmp_path / "out").exists()
+
+
+def test_photographs_and_shares_are_numbers(report):
+    assert all(np.isfinite(form["loss"]) for form in report["forms"])
