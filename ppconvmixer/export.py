@@ -198,7 +198,8 @@ def _onnx(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str
             return OnnxRuntime(Path(file.name), model.num_classes)
 
     graph = onnx.load_from_string(to_onnx(model, size, pixels, card))
-    onnx.save(quantize(graph, _inputs(pictures, pixels), open_graph), target)
+    depthwise = [node.name for node in graph.graph.node if any(a.name == "group" and a.i > 1 for a in node.attribute)]
+    onnx.save(quantize(graph, _inputs(pictures, pixels), open_graph, depthwise), target)
 
 
 def _openvino(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str, pictures: Any) -> None:
@@ -216,7 +217,8 @@ def _openvino(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card:
             compiled = graph if isinstance(graph, openvino.CompiledModel) else openvino.compile_model(graph, "CPU")
             return lambda images: compiled(images)[0]
 
-        graph = quantize(graph, _inputs(pictures, pixels), open_graph)
+        grouped = [op.get_friendly_name() for op in graph.get_ops() if op.get_type_name() == "GroupConvolution"]
+        graph = quantize(graph, _inputs(pictures, pixels), open_graph, grouped)
     graph.set_rt_info(card, METADATA)
     openvino.save_model(graph, target, compress_to_fp16=form.bits == 16)
 
