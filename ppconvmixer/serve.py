@@ -46,6 +46,7 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
 
     runner, transform = network.engine(engine), eval_transform(network.input, backend)
     one_at_a_time = CapacityLimiter(1)  # a picture keeps all processors busy
+    taken_in = 0
     app = fastapi.FastAPI(title="ppconvmixer", version=__version__)
 
     def classify(content: bytes) -> list[dict[str, Any]]:
@@ -68,10 +69,16 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
 
     @app.post("/predict")
     async def predict(request: fastapi.Request) -> dict[str, Any]:
+        nonlocal taken_in
         content = await _body(request)
-        if one_at_a_time.statistics().tasks_waiting >= MAX_WAITING:
+        if taken_in > MAX_WAITING:  # one of them is being classified
             raise Refusal(503, f"{MAX_WAITING} pictures wait already; try again")
-        return {"model": network.name, "classes": await to_thread.run_sync(classify, content, limiter=one_at_a_time)}
+        taken_in += 1
+        try:
+            classes = await to_thread.run_sync(classify, content, limiter=one_at_a_time)
+        finally:
+            taken_in -= 1
+        return {"model": network.name, "classes": classes}
 
     return app
 

@@ -149,7 +149,7 @@ def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     other = tmp_path / ("b.json" if OWN == ".pdmodel" else "b.pdmodel")
     assert f"writes {OWN}" in failure(capsys, "export", "--weights", tiny_weights, "--format", "paddle", other)
     half = ("export", "--weights", tiny_weights, "--format", "paddle", "--half", tmp_path / f"c{OWN}")
-    assert "leave --half out" in failure(capsys, *half)
+    assert "keeps its weights in 32 bits" in failure(capsys, *half)
     read = ("eval", "--data", class_folders / "val", "--model")
     assert "leave --weights out" in failure(capsys, *read, target, "--weights", tiny_weights)
     assert "no file" in failure(capsys, *read, tmp_path / "no.onnx")
