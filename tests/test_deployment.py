@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from ppconvmixer import deployment, deployment_page, recipe
+from ppconvmixer import deployment, deployment_page, export, recipe
 from ppconvmixer.cli import main
+from ppconvmixer.errors import UserError
 
 
 def run(*arguments):
@@ -19,6 +20,10 @@ def failure(capsys, *arguments):
     captured = capsys.readouterr()
     assert captured.out == "" and "Traceback" not in captured.err
     return captured.err
+
+
+def unavailable(*_):
+    raise UserError("NNCF is not asked here")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,7 @@ train: {{epochs: 3, batch_size: 8}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deployment, "WIDTHS", (0.5,))
         patch.setattr(deployment, "SPARSITIES", (0.3, 0.9))
+        patch.setattr(export, "quantize", unavailable)  # see test_quantize.py
         assert run(*command) == 0
     return folder
 

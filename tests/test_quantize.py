@@ -57,6 +57,7 @@ def test_weights_in_8_bits(form, tmp_path, tiny_weights):
     assert size(whole) - size(target) > 2.5 * weights  # of the four bytes a weight, less scales
 
 
+@pytest.mark.slow  # NNCF leaves a process behind in which a signal can end in a crash; these want one of their own
 @pytest.mark.parametrize("pixels", [(), ("--pixels",)], ids=["input", "pixels"])
 def test_maps_in_8_bits(form, pixels, tmp_path, tiny_weights, class_folders, capsys):
     pytest.importorskip("nncf")
@@ -76,6 +77,7 @@ def test_maps_in_8_bits(form, pixels, tmp_path, tiny_weights, class_folders, cap
     assert run("eval", "--model", target, "--data", class_folders / "val", "--workers", 0) == 0
 
 
+@pytest.mark.slow
 def test_what_costs_too_much_goes_back(tmp_path, tiny_weights, class_folders, monkeypatch):
     """With no loss allowed, and pictures whose classes nearly tie, some operations stay in float32 or nothing is lost."""
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
