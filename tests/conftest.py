@@ -238,3 +238,15 @@ def used(monkeypatch, way, model, *arguments):
         patch.setattr(way, "mix", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
         model(*arguments)
     return bool(calls)
+
+
+@pytest.fixture(autouse=True)
+def no_signal_stack():
+    """Handle signals on the usual stack; after OpenVINO the alternate one can be gone, and a signal a crash."""
+    import ctypes
+
+    class Stack(ctypes.Structure):
+        _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(None, 2, 0)), None)  # SS_DISABLE
