@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import picture, random_state
 
-from ppconvmixer import UserError, card, checkpoint, cli, datasets, sources, views, zoo
+from ppconvmixer import UserError, card, checkpoint, cli, datasets, sources, trained, views, zoo
 from ppconvmixer.engines import Dygraph
 from ppconvmixer.evaluate import evaluate, see
 from ppconvmixer.loader import Samples
@@ -142,7 +142,7 @@ def test_an_engine_for_pictures_of_one_size_is_one_line(unsure_weights, class_fo
                 raise RuntimeError(f"Got invalid dimensions\n for input: {images.shape}")
             return super().__call__(images)
 
-    monkeypatch.setattr(cli, "create_engine", lambda name, model: Fixed(model))
+    monkeypatch.setattr(trained, "create_engine", lambda name, model: Fixed(model))
     rest = {"eval": ("--data", class_folders / "val"), "predict": (class_folders / "val/cat/cat 0.png",)}[command]
     assert run(command, "--weights", unsure_weights, *rest, "--tta", "flip") == 0
     capsys.readouterr()
