@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
-from . import download, processor
+from . import download, processor, signal_stack
 from .errors import UserError, said, unknown
 from .files import atomic_write
 from .onnx_file import to_onnx
@@ -110,7 +110,8 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": self.precision,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self.compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+        with signal_stack.kept():
+            self.compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return float32 (N, classes) for whatever images the graph takes."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from . import signal_stack
 from .errors import UserError, said
 
 AGREEMENT = 0.98  # of the most likely classes with float32, on the pictures, at least
@@ -26,6 +27,7 @@ Open = Callable[[Any], Callable[[np.ndarray], np.ndarray]]
 """Returns what runs a graph."""
 
 
+@signal_stack.kept()
 def quantize(graph: Any, images: np.ndarray, open_graph: Open, depthwise: Sequence[str] = ()) -> Any:
     """Return ``graph`` with convolutions and head in 8 bits: weights by channel, maps by the ranges they have.
 

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 from conftest import ROOT, random_state, reference_network
 
 import ppconvmixer
-from ppconvmixer import UserError, cli, datasets, engines, sources, zoo
+from ppconvmixer import UserError, cli, datasets, engines, signal_stack, sources, zoo
 from ppconvmixer.engines import ENGINES, create_engine
 from ppconvmixer.loader import Samples, batches
 from ppconvmixer.ops import mixer
@@ -170,3 +171,20 @@ def test_the_same_top_5_on_a_hundred_real_pictures(name, shared, monkeypatch):
         assert [set(row) for row in np.argsort(-found)[:, :5]] == [set(row) for row in np.argsort(-expected)[:, :5]]
         seen += len(images)
     assert seen == 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seen on Linux alone")
+def test_openvino_leaves_the_stack_of_signal_handlers_alone():
+    """It would put one of its own in place and free it with the network; the next Ctrl-C would be a crash."""
+
+    def stack():
+        found = signal_stack.current()
+        return found.start, found.flags, found.size
+
+    before = stack()
+    engine = make("openvino")(network())
+    engine(np.zeros((1, 3, 32, 32), np.float32))
+    assert stack() == before
+    del engine
+    gc.collect()
+    assert stack() == before
