@@ -118,12 +118,13 @@ class KeepZeros(paddle.callbacks.Callback):
     """Puts the weights that were 0 at the start back to 0 after every step; going on, they are 0 still."""
 
     def on_train_begin(self, logs: Optional[dict] = None) -> None:
+        network = self.model.network
         self.pruned = [
             (value, (value != 0).astype(value.dtype))
-            for name, value in self.model.network.named_parameters()
+            for name, value in network.named_parameters()
             if prune.is_weight(name, value)
         ]
-        zeros = 1 - sum(float(mask.sum()) for _, mask in self.pruned) / sum(mask.size for _, mask in self.pruned)
+        zeros = prune.sparsity(run_state.to_arrays(network.state_dict()))
         logger.info("%.1f %% of the weights are 0 and stay so", 100 * zeros)
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:

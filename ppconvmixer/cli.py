@@ -515,7 +515,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from . import prune
+    from . import prune, run_state
 
     target = Path(options.target)
     if target.suffix != ".pdparams":
@@ -532,13 +532,10 @@ def _prune(options: argparse.Namespace) -> None:
     if options.dim:
         model = prune.narrow(model, options.dim, _images(options.data, network.input, options.limit))
         name = zoo.spelled(dataclasses.replace(zoo.variant(name), dim=options.dim))
-    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    state = run_state.to_arrays(model.state_dict())
     if options.sparsity:
         state = prune.sparsify(state, options.sparsity)
-    checkpoint.write(target, state)
-    facts = {"pruned": {"from": sha256(network.path), "sparsity": prune.sparsity(state)}}
-    about = card.Card(name, dataclasses.asdict(network.input), network.classes, facts=facts)
-    card.write(target, about)
+    prune.write(target, state, name, network)
     count = sum(value.size for key, value in state.items() if not key.endswith(("._mean", "._variance")))
     zeros = f", {100 * prune.sparsity(state):.1f} % of the weights are 0" if options.sparsity else ""
     _print(f"{network.path} -> {target}: {name}, {count:,} parameters{zeros}")

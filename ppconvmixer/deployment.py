@@ -11,12 +11,11 @@ from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
-from . import benchmark, card, checkpoint, export, prune, zoo
+from . import benchmark, export, prune, run_state, zoo
 from .engines import bfloat16_is_fast, int8_is_fast
 from .errors import UserError
 from .evaluate import evaluate
 from .exported import Exported, is_graph
-from .files import sha256
 from .loader import Samples
 from .recipe import Finetune, Recipe, Schedule
 from .trained import Trained
@@ -91,13 +90,11 @@ def measure(material: Material, folder: Path, limit: int = 0, rounds: int = 5) -
         logger.info("%s: top-1 %.2f %%", form.name, 100 * metrics["top1"])
         judged.append(
             {
-                **{
-                    "kind": form.kind,
-                    "form": form.name,
-                    "engine": engine.name,
-                    "share": form.share,
-                    "tuned": form.tuned,
-                },
+                "kind": form.kind,
+                "form": form.name,
+                "engine": engine.name,
+                "share": form.share,
+                "tuned": form.tuned,
                 **{key: metrics[key] for key in ("samples", "top1", "top5", "loss")},
                 "agreement": float((found.classes[:, 0] == first).mean()),
                 **_size(form, network),
@@ -151,7 +148,7 @@ def _narrow(material: Material, folder: Path) -> Iterator[Form]:
         name = zoo.spelled(dataclasses.replace(shape, dim=dim))
         path = folder / f"narrow-{dim}.pdparams"
         model = prune.narrow(network.create(), dim, material.images[:FIT])
-        _write(path, {key: value.numpy() for key, value in model.state_dict().items()}, name, network)
+        prune.write(path, run_state.to_arrays(model.state_dict()), name, network)
         yield Form("narrow", f"{dim} channels", path, "auto", dim / shape.dim)
         if material.train:
             path = material.train(path, name, False, folder / path.stem)
@@ -160,20 +157,14 @@ def _narrow(material: Material, folder: Path) -> Iterator[Form]:
 
 def _sparse(material: Material, folder: Path) -> Iterator[Form]:
     network = material.network
-    state = {key: value.numpy() for key, value in network.create().state_dict().items()}
+    state = run_state.to_arrays(network.create().state_dict())
     for share in SPARSITIES:
         path = folder / f"sparse-{round(100 * share)}.pdparams"
-        _write(path, prune.sparsify(state, share), network.name, network)
+        prune.write(path, prune.sparsify(state, share), network.name, network)
         yield Form("sparse", f"{share:.0%} zeros", path, "auto", share)
         if material.train:
             path = material.train(path, network.name, True, folder / path.stem)
             yield Form("sparse", f"{share:.0%} zeros, trained on", path, "auto", share, True)
-
-
-def _write(path: Path, state: dict[str, np.ndarray], name: str, network: Trained) -> None:
-    facts = {"pruned": {"from": sha256(network.path), "sparsity": prune.sparsity(state)}}
-    checkpoint.write(path, state)
-    card.write(path, card.Card(name, dataclasses.asdict(network.input), network.classes, facts=facts))
 
 
 def _made(network: Trained, path: Path, form: export.Form, images: Optional[np.ndarray] = None) -> bool:

@@ -128,10 +128,11 @@ _SPEED = {"latency_ms": 2, "images_per_second": 1, "peak_mb": 0}
 
 
 def _latency(forms: Sequence[dict[str, Any]]) -> bytes:
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    kinds = dict.fromkeys(form["kind"] for form in forms)
-    for kind in kinds:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.add_subplot()
+    for kind in dict.fromkeys(form["kind"] for form in forms):
         some = [form for form in forms if form["kind"] == kind and form["latency_ms"]]
         if some:
             axis.plot([f["latency_ms"] for f in some], [100 * f["top1"] for f in some], "o", label=kind)
@@ -142,12 +143,14 @@ def _latency(forms: Sequence[dict[str, Any]]) -> bytes:
     axis.set_xlabel("latency of a single picture, ms")
     axis.set_ylabel("top-1, %")
     axis.legend(fontsize="small")
-    return _png(pyplot, figure)
+    return _png(figure)
 
 
 def _pruning(forms: Sequence[dict[str, Any]]) -> bytes:
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, kind, whole, label in (
         (axes[0], "sparse", 0.0, "share of the weights that are 0"),
         (axes[1], "narrow", 1.0, "share of the width"),
@@ -161,20 +164,10 @@ def _pruning(forms: Sequence[dict[str, Any]]) -> bytes:
         axis.set_xlabel(label)
         axis.legend(fontsize="small")
     axes[0].set_ylabel("top-1, %")
-    return _png(pyplot, figure)
+    return _png(figure)
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _png(pyplot: Any, figure: Any) -> bytes:
+def _png(figure: Any) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
-    pyplot.close(figure)
     return data.getvalue()

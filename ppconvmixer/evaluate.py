@@ -64,7 +64,7 @@ class Evaluation:
 
     def scores(self) -> np.ndarray:
         """Return the probabilities of all classes, float64 (samples, classes), where logits were kept."""
-        return np.exp(_log_softmax(self.logits))
+        return softmax(self.logits)
 
 
 def evaluate(
@@ -164,7 +164,12 @@ def top_k(logits: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
     Of equal logits the lower class comes first.
     """
     classes = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    return classes, np.take_along_axis(np.exp(_log_softmax(logits)), classes, axis=1)
+    return classes, np.take_along_axis(softmax(logits), classes, axis=1)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits (N, classes), float64."""
+    return np.exp(_log_softmax(logits))
 
 
 def _score(logits: np.ndarray, labels: np.ndarray, keep_logits: bool) -> Sequence[np.ndarray]:

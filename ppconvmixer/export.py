@@ -14,6 +14,7 @@ import numpy as np
 from . import __version__, exported
 from .engines import Dygraph, OnnxRuntime, runners, to_static
 from .errors import UserError
+from .evaluate import softmax
 from .exported import Exported
 from .files import rename, sha256
 from .onnx_file import METADATA, to_onnx
@@ -139,7 +140,7 @@ def verify(graph: Exported, model: ConvMixer, sizes: list[int]) -> Verified:
             wanted = np.concatenate([wanted, wanted[:1]])
             same = float((answers.argmax(axis=1) == wanted.argmax(axis=1)).mean())
             if graph.pixels:
-                answers, wanted, scale = np.exp(answers), _softmax(wanted), 1.0
+                answers, wanted, scale = np.exp(answers), softmax(wanted), 1.0
             else:
                 scale = float(np.abs(wanted).max())
             found.append(Verified(kind, float(np.abs(answers - wanted).max()) / scale, same))
@@ -162,11 +163,6 @@ def photographs(spec: InputSpec, count: int = 8) -> np.ndarray:
         left, top = ((room - side) * (i + 1) // count for room in picture.size)
         parts.append(transform(picture.crop((left, top, left + side, top + side))))
     return np.stack(parts)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _versions(form: Form) -> dict[str, Any]:

@@ -10,14 +10,21 @@ residual, and the columns of the pointwise convolution (or the head) that takes 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
 
+from . import card, checkpoint
 from .errors import UserError
+from .files import sha256
 from .model import ConvMixer
+
+if TYPE_CHECKING:
+    from .trained import Trained
 
 RIDGE = 1e-4  # of the mean variance: what channels are told apart by must not be the rounding of their sums
 
@@ -47,6 +54,21 @@ def sparsity(state: Mapping[str, np.ndarray]) -> float:
     """Return the share of the weights of convolutions and head that are 0."""
     weights = [value for name, value in state.items() if is_weight(name, value)]
     return 1 - sum(np.count_nonzero(value) for value in weights) / sum(value.size for value in weights)
+
+
+def write(path: Path, state: Mapping[str, np.ndarray], name: str, origin: Trained) -> None:
+    """Write a pruned state as a checkpoint with its card, which says what it was made of.
+
+    Args:
+        name: of the network that it is now.
+        origin: what was pruned.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    checkpoint.write(path, state)
+    facts = {"pruned": {"from": sha256(origin.path), "sparsity": sparsity(state)}}
+    card.write(path, card.Card(name, dataclasses.asdict(origin.input), origin.classes, facts=facts))
 
 
 def narrow(model: ConvMixer, dim: int, images: np.ndarray) -> ConvMixer:
