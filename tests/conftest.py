@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import ppconvmixer
-from ppconvmixer import card, checkpoint, layouts, threads, zoo
+from ppconvmixer import card, checkpoint, cli, layouts, threads, zoo
 
 if not threads._SAID:  # Paddle has set it; the programs that tests start must not inherit that
     os.environ.pop("OMP_NUM_THREADS", None)
@@ -54,6 +54,23 @@ def class_folders(tmp_path_factory) -> Path:
             for i in range(count):
                 picture(100 * label + i + (50 if part == "val" else 0), 52, 44).save(folder / f"{name} {i}.png")
     return root
+
+
+def run(*arguments) -> int:
+    """Run the command in this process."""
+    return cli.main([str(a) for a in arguments])
+
+
+def refused(capsys, *arguments) -> str:
+    """Run a command that must fail as a user's mistake does, code 2 and a message; return what it said."""
+    try:
+        code = run(*arguments)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2 and captured.out == ""
+    assert "Traceback" not in captured.err and "error: " in captured.err
+    return captured.err.strip()
 
 
 def random_state(seed: int = 0, **shape) -> dict:
@@ -238,15 +255,3 @@ def used(monkeypatch, way, model, *arguments):
         patch.setattr(way, "mix", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
         model(*arguments)
     return bool(calls)
-
-
-@pytest.fixture(autouse=True)
-def no_signal_stack():
-    """Handle signals on the usual stack; after OpenVINO the alternate one can be gone, and a signal a crash."""
-    import ctypes
-
-    class Stack(ctypes.Structure):
-        _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(None, 2, 0)), None)  # SS_DISABLE

@@ -5,25 +5,9 @@ import re
 
 import numpy as np
 import pytest
+from conftest import refused, run
 
-from ppconvmixer import deployment, deployment_page, export, recipe
-from ppconvmixer.cli import main
-from ppconvmixer.errors import UserError
-
-
-def run(*arguments):
-    return main([str(a) for a in arguments])
-
-
-def failure(capsys, *arguments):
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and "Traceback" not in captured.err
-    return captured.err
-
-
-def unavailable(*_):
-    raise UserError("NNCF is not asked here")
+from ppconvmixer import deployment, deployment_page, recipe
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +27,6 @@ train: {{epochs: 3, batch_size: 8}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deployment, "WIDTHS", (0.5,))
         patch.setattr(deployment, "SPARSITIES", (0.3, 0.9))
-        patch.setattr(export, "quantize", unavailable)  # see test_quantize.py
         assert run(*command) == 0
     return folder
 
@@ -109,13 +92,13 @@ def test_the_fastest_form_is_named_for_each_loss():
 def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     good = ("report", "--weights", tiny_weights, "--output", tmp_path / "out")
     data = ("--data", class_folders / "val")
-    assert "--calibrate is missing" in failure(capsys, *good, *data)
-    assert "leave --data and --calibrate out" in failure(capsys, *good, "-c", "digits", *data)
-    assert "--epochs needs a recipe" in failure(capsys, *good, *data, "--calibrate", class_folders, "--epochs", 1)
-    assert "--data is missing" in failure(capsys, *good, "--calibrate", class_folders)
+    assert "--calibrate is missing" in refused(capsys, *good, *data)
+    assert "leave --data and --calibrate out" in refused(capsys, *good, "-c", "digits", *data)
+    assert "--epochs needs a recipe" in refused(capsys, *good, *data, "--calibrate", class_folders, "--epochs", 1)
+    assert "--data is missing" in refused(capsys, *good, "--calibrate", class_folders)
     (tmp_path / "file").write_text("")
     into = ("report", "--weights", tiny_weights, *data, "--calibrate", class_folders, "--output", tmp_path / "file/x")
-    assert "cannot write to" in failure(capsys, *into)
+    assert "cannot write to" in refused(capsys, *into)
     assert not (tmp_path / "out").exists()
 
 

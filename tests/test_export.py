@@ -5,10 +5,9 @@ import json
 import numpy as np
 import paddle
 import pytest
-from conftest import random_state
+from conftest import random_state, refused, run
 
 from ppconvmixer import card, checkpoint, engines, export, onnx_file, zoo
-from ppconvmixer.cli import main
 from ppconvmixer.errors import UserError
 from ppconvmixer.exported import Exported
 from ppconvmixer.files import sha256
@@ -26,15 +25,8 @@ def form(request):
     return request.param
 
 
-def run(*arguments):
-    return main([str(a) for a in arguments])
-
-
 def failure(capsys, *arguments):
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and "Traceback" not in captured.err
-    (line,) = captured.err.splitlines()
+    (line,) = refused(capsys, *arguments).splitlines()
     return line
 
 

@@ -5,26 +5,11 @@ import json
 import numpy as np
 import paddle
 import pytest
-from conftest import network, random_state
+from conftest import network, random_state, refused, run
 
 from ppconvmixer import card, checkpoint, prune, zoo
-from ppconvmixer.cli import main
 from ppconvmixer.errors import UserError
 from ppconvmixer.trained import Trained
-
-
-def run(*arguments):
-    return main([str(a) for a in arguments])
-
-
-def failure(capsys, *arguments):
-    try:
-        code = run(*arguments)
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    assert code == 2 and captured.out == "" and "Traceback" not in captured.err
-    return captured.err
 
 
 def logits(model, images):
@@ -95,7 +80,7 @@ def test_a_narrower_network_is_one_like_any_other(tmp_path, tiny_weights, class_
     assert about.create().dim == 40
     assert run("eval", "--weights", made, "--data", class_folders / "val", "--workers", 0) == 0
     capsys.readouterr()
-    assert "exists" in failure(capsys, *command)
+    assert "exists" in refused(capsys, *command)
 
 
 def test_pruned_weights_stay_0_while_the_rest_is_trained(tmp_path, tiny_weights, capsys):
@@ -119,18 +104,18 @@ def test_pruned_weights_stay_0_while_the_rest_is_trained(tmp_path, tiny_weights,
 
 def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     good = ("prune", "--weights", tiny_weights, tmp_path / "a.pdparams")
-    assert "--sparsity" in failure(capsys, *good)
-    assert "between 0 and 1" in failure(capsys, *good, "--sparsity", 1)
-    assert "--data is missing" in failure(capsys, *good, "--dim", 32)
-    assert "no effect" in failure(capsys, *good, "--sparsity", 0.5, "--data", class_folders)
-    assert "has 1 to 63" in failure(capsys, *good, "--dim", 64, "--data", class_folders)
-    assert ".pdparams" in failure(capsys, *good[:-1], tmp_path / "a.onnx", "--sparsity", 0.5)
+    assert "--sparsity" in refused(capsys, *good)
+    assert "between 0 and 1" in refused(capsys, *good, "--sparsity", 1)
+    assert "--data is missing" in refused(capsys, *good, "--dim", 32)
+    assert "no effect" in refused(capsys, *good, "--sparsity", 0.5, "--data", class_folders)
+    assert "has 1 to 63" in refused(capsys, *good, "--dim", 64, "--data", class_folders)
+    assert ".pdparams" in refused(capsys, *good[:-1], tmp_path / "a.onnx", "--sparsity", 0.5)
     (tmp_path / "empty").mkdir()
-    assert "there are no pictures" in failure(capsys, *good, "--dim", 32, "--data", tmp_path / "empty")
+    assert "there are no pictures" in refused(capsys, *good, "--dim", 32, "--data", tmp_path / "empty")
     (tmp_path / "empty/a.png").write_bytes(b"no picture")
-    assert "1 of 1 pictures cannot be read" in failure(capsys, *good, "--dim", 32, "--data", tmp_path / "empty")
+    assert "1 of 1 pictures cannot be read" in refused(capsys, *good, "--dim", 32, "--data", tmp_path / "empty")
     keep = ("finetune", "-c", "digits", "--output", tmp_path / "run", "-o", "finetune.keep_zeros=true")
-    assert "no effect on random weights" in failure(capsys, *keep)
+    assert "no effect on random weights" in refused(capsys, *keep)
     assert not (tmp_path / "a.pdparams").exists()
 
 

@@ -2,26 +2,15 @@
 
 import numpy as np
 import pytest
+from conftest import refused, run
 
 from ppconvmixer import engines, export
-from ppconvmixer.cli import main
 from ppconvmixer.exported import Exported
 from ppconvmixer.trained import Trained
 from ppconvmixer.zoo import CIFAR10
 
 pytest.importorskip("onnx")
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
-
-
-def run(*arguments):
-    return main([str(a) for a in arguments])
-
-
-def failure(capsys, *arguments):
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and "Traceback" not in captured.err
-    return captured.err
 
 
 @pytest.fixture(params=SUFFIX)
@@ -57,7 +46,6 @@ def test_weights_in_8_bits(form, tmp_path, tiny_weights):
     assert size(whole) - size(target) > 2.5 * weights  # of the four bytes a weight, less scales
 
 
-@pytest.mark.slow  # NNCF leaves a process behind in which a signal can end in a crash; these want one of their own
 @pytest.mark.parametrize("pixels", [(), ("--pixels",)], ids=["input", "pixels"])
 def test_maps_in_8_bits(form, pixels, tmp_path, tiny_weights, class_folders, capsys):
     pytest.importorskip("nncf")
@@ -77,7 +65,6 @@ def test_maps_in_8_bits(form, pixels, tmp_path, tiny_weights, class_folders, cap
     assert run("eval", "--model", target, "--data", class_folders / "val", "--workers", 0) == 0
 
 
-@pytest.mark.slow
 def test_what_costs_too_much_goes_back(tmp_path, tiny_weights, class_folders, monkeypatch):
     """With no loss allowed, and pictures whose classes nearly tie, some operations stay in float32 or nothing is lost."""
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -101,8 +88,8 @@ def test_what_costs_too_much_goes_back(tmp_path, tiny_weights, class_folders, mo
 def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     pytest.importorskip("onnxruntime")
     good = ("export", "--weights", tiny_weights, "--format", "onnx", tmp_path / "a.onnx")
-    assert "no effect without --int8" in failure(capsys, *good, "--calibrate", class_folders)
-    assert "nothing at" in failure(capsys, *good, "--int8", "--calibrate", tmp_path / "nowhere")
+    assert "no effect without --int8" in refused(capsys, *good, "--calibrate", class_folders)
+    assert "nothing at" in refused(capsys, *good, "--int8", "--calibrate", tmp_path / "nowhere")
     paddle = ("export", "--weights", tiny_weights, "--format", "paddle", "--int8", tmp_path / "a.json")
-    assert "32 bits" in failure(capsys, *paddle)
+    assert "32 bits" in refused(capsys, *paddle)
     assert not list(tmp_path.iterdir())
