@@ -31,8 +31,9 @@ class Exported:
         self.path = path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no file {path}")
+        text = _text(path)
         try:
-            found = card.parse(_text(path))
+            found = card.parse(text)
             self.num_classes = found.facts["classes"]
             self.pixels = found.facts["pixels"]
             if type(self.num_classes) is not int or self.num_classes < 1 or type(self.pixels) is not bool:
