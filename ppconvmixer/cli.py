@@ -14,14 +14,26 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, NoReturn, Optional
 
-from . import __version__, card, checkpoint, distributed, download, layouts, peers, views, zoo
-from .engines import ENGINES
+from . import __version__, card, checkpoint, distributed, download, inspection, layouts, peers, views, zoo
+from .arguments import (
+    add_checkpoint,
+    add_command,
+    add_network,
+    add_recipe,
+    check_outputs,
+    natural,
+    open_checkpoint,
+    open_network,
+    open_pictures,
+    positive,
+    read_images,
+    say,
+    share,
+)
 from .errors import UserError, printable, said, unknown
-from .exported import Exported, is_graph
 from .files import atomic_write, sha256, table_path, write_text
-from .trained import Trained
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -55,18 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ppconvmixer {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    command = _command(commands, _models, "models", "list the models of the zoo")
+    command = add_command(commands, _models, "models", "list the models of the zoo")
     command.add_argument("pattern", nargs="?", default="*", help="names to list, with shell wildcards")
     command.add_argument("--pretrained", action="store_true", help="only those with published or shipped weights")
 
-    command = _command(commands, _eval, "eval", "measure accuracy and loss of a checkpoint on labelled pictures")
-    _add_network(command)
+    command = add_command(commands, _eval, "eval", "measure accuracy and loss of a checkpoint on labelled pictures")
+    add_network(command)
     command.add_argument("--data", metavar="DIR|TAR", help="folder or tar archive of the pictures, read in place")
     command.add_argument("--list", metavar="FILE", help="lines 'path label'; without it, DATA has one folder a class")
     command.add_argument("-c", "--config", metavar="RECIPE", help="evaluate on the validation part of a recipe instead")
-    command.add_argument("--batch-size", type=_positive, default=32, metavar="N")
-    command.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that read pictures")
-    command.add_argument("--limit", type=_natural, default=0, metavar="N", help="only the first N pictures")
+    command.add_argument("--batch-size", type=positive, default=32, metavar="N")
+    command.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that read pictures")
+    command.add_argument("--limit", type=natural, default=0, metavar="N", help="only the first N pictures")
     command.add_argument(
         "--skip-broken", action="store_true", help="leave out pictures that cannot be read, and count them"
     )
@@ -74,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--predictions", metavar="out.csv", help="write the five most likely classes of every picture")
     command.add_argument("--logits", metavar="out.npy", help="write the logits, float32 (samples, classes)")
 
-    command = _command(commands, _finetune, "finetune", "train a recipe, from scratch or from a checkpoint")
-    _add_recipe(command)
+    command = add_command(commands, _finetune, "finetune", "train a recipe, from scratch or from a checkpoint")
+    add_recipe(command)
     command.add_argument("--output", metavar="DIR", help="the run folder (default: runs/NAME-OF-THE-RECIPE)")
     command.add_argument("--resume", action="store_true", help="go on with the run there where it was last saved")
     command.add_argument(
@@ -83,19 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--overwrite", action="store_true", help="replace the run there")
 
-    command = commands.add_parser("inspect", help="look at what a recipe will do", description="Look at a recipe.")
-    aspects = command.add_subparsers(dest="aspect", metavar="WHAT", required=True)
-    command = _command(aspects, _schedule, "schedule", "show the learning rate of every layer over a run")
-    _add_recipe(command)
-    command.add_argument("--pictures", type=_positive, metavar="N", help="assume N training pictures, with no data")
-    command.add_argument("--output", metavar="schedule.png", help="draw it")
-    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    inspection.add(commands)
 
-    command = _command(commands, _predict, "predict", "classify pictures")
-    _add_network(command)
+    command = add_command(commands, _predict, "predict", "classify pictures")
+    add_network(command)
     command.add_argument("images", nargs="+", metavar="IMAGE")
 
-    command = _command(commands, _convert, "convert", "write a checkpoint in another layout or kind of file")
+    command = add_command(commands, _convert, "convert", "write a checkpoint in another layout or kind of file")
     command.add_argument("source", metavar="SRC", help="a checkpoint of any layout and kind")
     command.add_argument(
         "target", metavar="DST", help="a .pdparams file (Paddle's form) or a .safetensors one (torch's form)"
@@ -106,18 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
-    command = _command(commands, _prune, "prune", "make a checkpoint smaller: fewer weights, or fewer channels")
-    _add_checkpoint(command)
+    command = add_command(commands, _prune, "prune", "make a checkpoint smaller: fewer weights, or fewer channels")
+    add_checkpoint(command)
     command.add_argument("target", metavar="DST", help="the .pdparams file to write, with a card beside it")
     how = command.add_mutually_exclusive_group(required=True)
-    how.add_argument("--sparsity", type=_share, metavar="S", help="set this share of the weights to 0, the least ones")
-    how.add_argument("--dim", type=_positive, metavar="N", help="keep N channels; needs --data")
+    how.add_argument("--sparsity", type=share, metavar="S", help="set this share of the weights to 0, the least ones")
+    how.add_argument("--dim", type=positive, metavar="N", help="keep N channels; needs --data")
     command.add_argument("--data", metavar="DIR|TAR", help="pictures to fit the channels on, of what they are used for")
-    command.add_argument("--limit", type=_positive, default=256, metavar="N", help="so many of them (default: 256)")
+    command.add_argument("--limit", type=positive, default=256, metavar="N", help="so many of them (default: 256)")
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
-    command = _command(commands, _export, "export", "write a network as a file that other engines run")
-    _add_checkpoint(command)
+    command = add_command(commands, _export, "export", "write a network as a file that other engines run")
+    add_checkpoint(command)
     command.add_argument(
         "--format", choices=("paddle", "onnx", "openvino"), required=True, help="whose file to write; see DST"
     )
@@ -136,115 +142,48 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--calibrate", metavar="DIR|TAR", help="with --int8: pictures of the kind the network is used for"
     )
-    command.add_argument("--limit", type=_positive, default=128, metavar="N", help="so many of them (default: 128)")
+    command.add_argument("--limit", type=positive, default=128, metavar="N", help="so many of them (default: 128)")
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
-    command = _command(commands, _report, "report", "measure a checkpoint in float32, fewer bits, channels and weights")
-    _add_checkpoint(command)
+    command = add_command(
+        commands, _report, "report", "measure a checkpoint in float32, fewer bits, channels and weights"
+    )
+    add_checkpoint(command)
     command.add_argument(
         "-c", "--config", metavar="RECIPE", help="judge by its validation part, fit on its training part"
     )
     command.add_argument("--data", metavar="DIR|TAR", help="without a recipe: what to judge by, as in eval")
     command.add_argument("--list", metavar="FILE", help="lines 'path label'; without it, DATA has one folder a class")
     command.add_argument("--calibrate", metavar="DIR|TAR", help="without a recipe: what to fit on, other pictures")
-    command.add_argument(
-        "--epochs", type=_natural, default=0, metavar="N", help="train pruned networks on (default: 0)"
-    )
-    command.add_argument("--limit", type=_natural, default=0, metavar="N", help="judge by the first N pictures only")
-    command.add_argument("--rounds", type=_positive, default=5, metavar="N", help="samples of every speed (default: 5)")
+    command.add_argument("--epochs", type=natural, default=0, metavar="N", help="train pruned networks on (default: 0)")
+    command.add_argument("--limit", type=natural, default=0, metavar="N", help="judge by the first N pictures only")
+    command.add_argument("--rounds", type=positive, default=5, metavar="N", help="samples of every speed (default: 5)")
     command.add_argument(
         "--output", metavar="DIR", default="runs/report", help="folder to write (default: runs/report)"
     )
 
-    command = _command(commands, _serve, "serve", "answer requests over HTTP with the classes of a picture")
-    _add_network(command)
+    command = add_command(commands, _serve, "serve", "answer requests over HTTP with the classes of a picture")
+    add_network(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
-    command.add_argument("--port", type=_natural, default=8000, metavar="N", help="default: 8000; 0 takes a free one")
+    command.add_argument("--port", type=natural, default=8000, metavar="N", help="default: 8000; 0 takes a free one")
 
-    command = _command(
+    command = add_command(
         commands, _benchmark, "benchmark", "time the networks here against stock Paddle and other engines"
     )
     command.add_argument(
         "parts", nargs="*", metavar="PART", help=f"what to time: {', '.join(peers.PARTS)} (default: all)"
     )
     command.add_argument("--model", metavar="NAME", help="this model instead of the usual ones")
-    command.add_argument("--batch-size", type=_positive, nargs="+", metavar="N", help="these batches instead")
+    command.add_argument("--batch-size", type=positive, nargs="+", metavar="N", help="these batches instead")
     command.add_argument(
         "--contenders", nargs="+", metavar="NAME", help="only these, such as ppconvmixer 'ONNX Runtime' (default: all)"
     )
-    command.add_argument("--rounds", type=_positive, default=5, metavar="N", help="samples of each (default: 5)")
-    command.add_argument("--seconds", type=_positive, default=1, metavar="S", help="of a sample, at least (default: 1)")
+    command.add_argument("--rounds", type=positive, default=5, metavar="N", help="samples of each (default: 5)")
+    command.add_argument("--seconds", type=positive, default=1, metavar="S", help="of a sample, at least (default: 1)")
     command.add_argument("--output", metavar="result.json", help="write everything as JSON")
     command.add_argument("--markdown", metavar="page.md", help="write a page of tables")
     command.add_argument("--picture", metavar="page.png", help="draw how cost grows (part scaling)")
     return parser
-
-
-def _command(commands: Any, run: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_recipe(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-c", "--config", metavar="RECIPE", required=True, help="a YAML file, or the name of a shipped one"
-    )
-    command.add_argument(
-        *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],
-        help="change a setting, such as train.epochs=3",
-    )  # fmt: skip
-
-
-def _add_checkpoint(command: argparse.ArgumentParser, also: str = "") -> None:
-    command.add_argument(
-        "--model", metavar="NAME", help=f"a model of the zoo (default: what the checkpoint's card says){also}"
-    )
-    command.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a checkpoint in any layout; or 'pretrained' for the model's own, shipped or downloaded once; "
-        f"or the one published as {', '.join(layouts.LAYOUTS)}",
-    )
-    command.add_argument(
-        "--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's card)"
-    )
-
-
-def _add_network(command: argparse.ArgumentParser) -> None:
-    _add_checkpoint(command, " or a file that export wrote, which needs no weights")
-    command.add_argument(
-        "--backend", choices=("pil", "cv2"), default="pil", help="decode and resize with Pillow (exact) or OpenCV"
-    )
-    command.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="what runs the network")
-    command.add_argument(
-        "--tta", metavar="VIEWS", nargs="?", const=views.USUAL, default="1",
-        help="average the probabilities over views of every picture: scales, and flip for each mirrored as well; "
-        f"alone it means {views.USUAL}",
-    )  # fmt: skip
-
-
-def _positive(text: str) -> int:
-    number = _natural(text)
-    if not number:
-        raise argparse.ArgumentTypeError("want 1 or more")
-    return number
-
-
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"want a number between 0 and 1, got {text!r}")
-    return number
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"want a whole number, got {text!r}")
-    return int(text)
 
 
 class _Formatter(logging.Formatter):
@@ -268,11 +207,6 @@ def _configure_output() -> None:
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
 
 
-def _print(text: str) -> None:
-    if not distributed.RANK:
-        print(text)
-
-
 # --- models ---------------------------------------------------------------------------------------
 
 
@@ -280,16 +214,16 @@ def _models(options: argparse.Namespace) -> None:
     names = zoo.list_models(options.pattern, options.pretrained)
     if not names:
         raise UserError(f"no model matches {options.pattern!r}; ppconvmixer models lists all")
-    _print(f"{'model':27}{'input':>6}{'params':>9}{'GMACs':>8}  {'top-1 / top-5':34}{'at hand'}")
+    say(f"{'model':27}{'input':>6}{'params':>9}{'GMACs':>8}  {'top-1 / top-5':34}{'at hand'}")
     for name in names:
         variant, known = zoo.VARIANTS[name], zoo.manifest().get(name)
         figures = f"{100 * known['top1']:.2f} % / {100 * known['top5']:.2f} %, {known['data']}" if known else "-"
         counts = f"{variant.parameters() / 1e6:8.2f}M{variant.macs() / 1e9:8.2f}"
-        _print(f"{name:27}{variant.input.size:6}{counts}  {figures:34}{', '.join(zoo.present(name)) or '-'}")
+        say(f"{name:27}{variant.input.size:6}{counts}  {figures:34}{', '.join(zoo.present(name)) or '-'}")
     tags = dict.fromkeys(file.layout for name in names for file in zoo.published(name))
     if tags:
-        _print(f"published weights: --weights pretrained, or one of {', '.join(tags)}")
-    _print(f"cache: {download.home()}")
+        say(f"published weights: --weights pretrained, or one of {', '.join(tags)}")
+    say(f"cache: {download.home()}")
 
 
 # --- eval -----------------------------------------------------------------------------------------
@@ -300,11 +234,11 @@ def _eval(options: argparse.Namespace) -> None:
     from .loader import Samples
     from .transforms import eval_transform
 
-    network = _network(options)
+    network = open_network(options)
     seen = views.parse(options.tta, network.name, network.input)
     outputs = [path for path in (options.output, options.predictions, options.logits) if path]
-    _check_outputs(outputs, [network.path, options.data, options.list, options.config, options.classes])
-    pictures = _pictures(options, network)
+    check_outputs(outputs, [network.path, options.data, options.list, options.config, options.classes])
+    pictures = open_pictures(options, network)
     distributed.start()
     engine = network.engine(options.engine)
     samples = Samples(pictures, eval_transform(network.input, options.backend), network.input.size, options.backend)
@@ -339,51 +273,11 @@ def _eval(options: argparse.Namespace) -> None:
     if metrics["k"] < 5:
         logger.info("the model has %d classes, so top-5 is top-%d", engine.num_classes, metrics["k"])
     told = f" in {len(seen)} views" if len(seen) > 1 else ""
-    _print(
+    say(
         f"{network.name}: {metrics['samples']} pictures{told}, {metrics['skipped']} skipped; "
         f"top-1 {100 * metrics['top1']:.2f} %, top-{metrics['k']} {100 * metrics['top5']:.2f} %, "
         f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.1f} img/s"
     )
-
-
-def _network(options: argparse.Namespace) -> Union[Trained, Exported]:
-    """Return the network a command is about: a checkpoint, or an exported file in the place of the model's name."""
-    if is_graph(options.model):
-        if options.weights:
-            raise UserError(f"{options.model} holds its weights; leave --weights out")
-        return Exported(options.model, options.classes)
-    return _trained(options)
-
-
-def _trained(options: argparse.Namespace) -> Trained:
-    if not options.weights:
-        raise UserError("--weights is missing: a checkpoint, or 'pretrained' (see ppconvmixer models --pretrained)")
-    return Trained(options.weights, options.model, options.classes)
-
-
-def _pictures(options: argparse.Namespace, network: Union[Trained, Exported]) -> Any:
-    from . import datasets, recipe, sources
-    from .finetune import open_data
-
-    if options.config:
-        if options.data or options.list:
-            raise UserError("give either --data or -c, not both")
-        pictures = open_data(recipe.load(options.config))[1]
-        if pictures.classes and network.classes and pictures.classes != network.classes:
-            raise UserError(f"{network.path} tells other classes apart by its card than {options.config} has")
-        return pictures
-    if not options.data:
-        raise UserError("--data is missing: the folder or tar archive of the pictures (or -c, a recipe)")
-    source = sources.open_source(options.data)
-    if options.list:
-        return datasets.from_list(source, options.list)
-    pictures = datasets.from_folders(source, classes=network.classes)
-    if len(pictures.classes) != network.num_classes:
-        raise UserError(
-            f"{options.data} has {len(pictures.classes)} class folders, the model {network.num_classes} classes; "
-            "name the folders in the order of the model's classes with --classes FILE, or the pictures with --list FILE"
-        )
-    return pictures
 
 
 def _predictions(found: Any, names: Sequence[str]) -> str:
@@ -394,19 +288,6 @@ def _predictions(found: Any, names: Sequence[str]) -> str:
     for index, label, classes, probabilities in zip(found.indices, found.labels, found.classes, found.probabilities):
         rows.writerow([table_path(names[index]), label, *classes, *(f"{p:.6f}" for p in probabilities)])
     return text.getvalue()
-
-
-def _check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> None:
-    """Find out before the work, not after it, that a result cannot be written or would replace an input."""
-    taken = {Path(path).resolve(): path for path in inputs if path}
-    for output in outputs:
-        path = Path(output).resolve()
-        if path in taken:
-            raise UserError(f"{output} is an input of this command; write to another file")
-        taken[path] = output
-        folder = next(parent for parent in path.parents if parent.exists())
-        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"cannot write {output}; name a file in a folder you may write to")
 
 
 # --- finetune -------------------------------------------------------------------------------------
@@ -423,28 +304,10 @@ def _finetune(options: argparse.Namespace) -> None:
     recipe = recipes.load(options.config, options.override)
     folder = Path(options.output or Path("runs") / Path(options.config).stem)
     result = finetune(recipe, folder, options.resume, options.overwrite, options.allow_changes)
-    _print(
+    say(
         f"best epoch {result['best_epoch']}: top-1 {100 * result['top1']:.2f} %, loss {result['loss']:.4f} "
         f"on {result['samples']} pictures; weights: {result['weights']['path']}"
     )
-
-
-# --- inspect --------------------------------------------------------------------------------------
-
-
-def _schedule(options: argparse.Namespace) -> None:
-    from . import phases, rates
-    from . import recipe as recipes
-    from .finetune import open_data
-
-    recipe = recipes.load(options.config, options.override)
-    outputs = [options.output] if options.output else []
-    _check_outputs(outputs, [options.config])
-    samples = range(options.pictures) if options.pictures else open_data(recipe)[0]
-    facts = rates.describe(recipe, phases.create(recipe, lambda _: samples).counts)
-    if options.output:
-        rates.draw(facts, options.output)
-    _print(json.dumps(facts) if options.json else rates.table(facts))
 
 
 # --- predict --------------------------------------------------------------------------------------
@@ -456,7 +319,7 @@ def _predict(options: argparse.Namespace) -> None:
     from .evaluate import check_sizes, see, top_k
     from .transforms import decode, eval_transform
 
-    network = _network(options)
+    network = open_network(options)
     seen = views.parse(options.tta, network.name, network.input)
     specs = {view.size: dataclasses.replace(network.input, size=view.size) for view in seen}
     transforms = {size: eval_transform(spec, options.backend) for size, spec in specs.items()}
@@ -486,7 +349,7 @@ def _convert(options: argparse.Namespace) -> None:
     frameworks = {".pdparams": "paddle", ".safetensors": "torch"}
     if target.suffix not in frameworks:
         raise UserError(f"cannot write {target}: name a file ending in {' or '.join(frameworks)}")
-    _check_outputs([options.target], [options.source])
+    check_outputs([options.target], [options.source])
     if target.exists() and not options.overwrite:
         raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
     translation = zoo.translate(options.source)
@@ -504,7 +367,7 @@ def _convert(options: argparse.Namespace) -> None:
     found = card.read(options.source)
     if found != card.Card():
         card.write(target, found)
-    _print(
+    say(
         f"{options.source} ({translation.layout}, {translation.framework}) -> "
         f"{target} ({options.layout}, {framework}): "
         f"{layouts.describe(translation.state)}, {len(state)} entries"
@@ -524,13 +387,13 @@ def _prune(options: argparse.Namespace) -> None:
         raise UserError("--data is missing: pictures of the kind the network is used for, a folder or tar archive")
     if options.sparsity and options.data:
         raise UserError("--data has no effect with --sparsity; leave it out")
-    _check_outputs([str(target), str(target.with_suffix(".json"))], [options.weights, options.data, options.classes])
+    check_outputs([str(target), str(target.with_suffix(".json"))], [options.weights, options.data, options.classes])
     if target.exists() and not options.overwrite:
         raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
-    network = _trained(options)
+    network = open_checkpoint(options)
     model, name = network.create(), network.name
     if options.dim:
-        model = prune.narrow(model, options.dim, _images(options.data, network.input, options.limit))
+        model = prune.narrow(model, options.dim, read_images(options.data, network.input, options.limit))
         name = zoo.spelled(dataclasses.replace(zoo.variant(name), dim=options.dim))
     state = run_state.to_arrays(model.state_dict())
     if options.sparsity:
@@ -538,17 +401,7 @@ def _prune(options: argparse.Namespace) -> None:
     prune.write(target, state, name, network)
     count = sum(value.size for key, value in state.items() if not key.endswith(("._mean", "._variance")))
     zeros = f", {100 * prune.sparsity(state):.1f} % of the weights are 0" if options.sparsity else ""
-    _print(f"{network.path} -> {target}: {name}, {count:,} parameters{zeros}")
-
-
-def _images(data: str, spec: zoo.InputSpec, count: int) -> Any:
-    """Return the network's input made of so many pictures below a folder or in a tar archive."""
-    from . import datasets, sources
-    from .loader import Samples, some
-    from .transforms import eval_transform
-
-    pictures = datasets.unlabelled(sources.open_source(data))
-    return some(Samples(pictures, eval_transform(spec), spec.size), count)
+    say(f"{network.path} -> {target}: {name}, {count:,} parameters{zeros}")
 
 
 # --- export ---------------------------------------------------------------------------------------
@@ -564,14 +417,14 @@ def _export(options: argparse.Namespace) -> None:
     target = Path(options.target)
     export.check_suffix(target, form.format)
     written = export.files(target)
-    _check_outputs(list(map(str, written)), [options.weights, options.classes, options.calibrate])
+    check_outputs(list(map(str, written)), [options.weights, options.classes, options.calibrate])
     present = [str(path) for path in written if path.exists()]
     if present and not options.overwrite:
         raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
-    network = _trained(options)
-    pictures = _images(options.calibrate, network.input, options.limit) if options.calibrate else None
+    network = open_checkpoint(options)
+    pictures = read_images(options.calibrate, network.input, options.limit) if options.calibrate else None
     found = export.export(network, target, form, pictures)
-    _print(
+    say(
         f"{network.name} -> {' '.join(map(str, written))}: verified with {found.engine} on 8 photographs, "
         f"off by {found.difference:.1e}, {100 * found.same:.0f} % of the classes are the same"
     )
@@ -587,14 +440,14 @@ def _report(options: argparse.Namespace) -> None:
     from .loader import Samples, some
     from .transforms import eval_transform
 
-    network = _trained(options)
+    network = open_checkpoint(options)
     if options.config and (options.calibrate or options.data):
         raise UserError("a recipe says what to judge by and to fit on; leave --data and --calibrate out")
     if not options.config and not options.calibrate:
         raise UserError("--calibrate is missing: pictures to fit on, other ones than those of --data (or -c, a recipe)")
     if options.epochs and not options.config:
         raise UserError("--epochs needs a recipe to train by; give one with -c")
-    judged = _pictures(options, network)
+    judged = open_pictures(options, network)
     recipe = recipes.load(options.config) if options.config else None
     fitted = open_data(recipe)[0] if recipe else datasets.unlabelled(sources.open_source(options.calibrate))
     transform, size = eval_transform(network.input), network.input.size
@@ -623,8 +476,8 @@ def _report(options: argparse.Namespace) -> None:
     write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     deployment_page.write(report, folder)
     for form in report["forms"]:
-        _print(f"{form['form']:30} {100 * form['top1']:6.2f} %  {form['images_per_second'] or 0:8.1f} img/s")
-    _print(f"{folder / 'report.html'}")
+        say(f"{form['form']:30} {100 * form['top1']:6.2f} %  {form['images_per_second'] or 0:8.1f} img/s")
+    say(f"{folder / 'report.html'}")
 
 
 # --- serve ----------------------------------------------------------------------------------------
@@ -635,12 +488,12 @@ def _serve(options: argparse.Namespace) -> None:
 
     from .serve import create_app
 
-    app = create_app(_network(options), options.engine, options.backend)
+    app = create_app(open_network(options), options.engine, options.backend)
     import uvicorn
 
     try:
         with socket.create_server((options.host, options.port)) as listener:
-            _print(f"http://{options.host}:{listener.getsockname()[1]}/predict takes pictures; stop with Ctrl-C")
+            say(f"http://{options.host}:{listener.getsockname()[1]}/predict takes pictures; stop with Ctrl-C")
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen at {options.host}, port {options.port}: {said(error)}") from error
@@ -659,12 +512,12 @@ def _benchmark(options: argparse.Namespace) -> None:
     if options.picture and "scaling" not in parts:
         raise UserError("--picture draws the part scaling, which is not among those to time; leave one out")
     outputs = {name: Path(path) for name in ("output", "markdown", "picture") if (path := getattr(options, name))}
-    _check_outputs([str(path) for path in outputs.values()], [])
+    check_outputs([str(path) for path in outputs.values()], [])
     report = benchmark.benchmark(
         parts, options.model, options.batch_size, options.contenders, options.rounds, options.seconds
     )
     for comparison in report["comparisons"]:
-        _print(benchmark.line(comparison))
+        say(benchmark.line(comparison))
     if "output" in outputs:
         write_text(outputs["output"], json.dumps(report, indent=2) + "\n")
     if "picture" in outputs:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import figures
 from .files import atomic_write, write_text
 
 LOSSES = (0.0, 0.005, 0.02)  # of top-1, for which the fastest form is named
@@ -128,9 +128,7 @@ _SPEED = {"latency_ms": 2, "images_per_second": 1, "peak_mb": 0}
 
 
 def _latency(forms: Sequence[dict[str, Any]]) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = figures.create(8, 5)
     axis = figure.add_subplot()
     for kind in dict.fromkeys(form["kind"] for form in forms):
         some = [form for form in forms if form["kind"] == kind and form["latency_ms"]]
@@ -143,13 +141,11 @@ def _latency(forms: Sequence[dict[str, Any]]) -> bytes:
     axis.set_xlabel("latency of a single picture, ms")
     axis.set_ylabel("top-1, %")
     axis.legend(fontsize="small")
-    return _png(figure)
+    return figures.png(figure)
 
 
 def _pruning(forms: Sequence[dict[str, Any]]) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = figures.create(9, 4)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, kind, whole, label in (
         (axes[0], "sparse", 0.0, "share of the weights that are 0"),
@@ -164,10 +160,4 @@ def _pruning(forms: Sequence[dict[str, Any]]) -> bytes:
         axis.set_xlabel(label)
         axis.legend(fontsize="small")
     axes[0].set_ylabel("top-1, %")
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    return data.getvalue()
+    return figures.png(figure)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from .files import atomic_write
+from . import figures
 from .peers import FILES, OURS
 
 TITLES = {
@@ -138,13 +137,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     points, limit = report["scaling"], report["machine"]["macs_per_second"]
-    figure, axes = pyplot.subplots(1, len(AXES), figsize=(3 * len(AXES), 3), layout="constrained")
+    figure = figures.create(3 * len(AXES), 3)
+    axes = figure.subplots(1, len(AXES))
     for axis, (varied, name) in zip(axes, AXES.items()):
         some = [p for p in points if p["varied"] == varied]
         values = [p["value"] for p in some]
@@ -158,8 +153,4 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.set_xlabel(name)
     axes[0].set_ylabel("img/s")
     axes[0].legend(fontsize="small")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    pyplot.close(figure)
-    with atomic_write(path) as stream:
-        stream.write(data.getvalue())
+    figures.save(figure, path)

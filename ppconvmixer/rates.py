@@ -6,17 +6,15 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Optional
 
-from .errors import UserError
-from .files import PathLike, atomic_write
+from . import figures
+from .files import PathLike
 from .optim import layer_rate, lr_factor
 from .recipe import Recipe
 from .zoo import variant
 
 POINTS = 1000  # of a curve; a picture shows no more
-SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +110,12 @@ def draw(facts: dict[str, Any], path: PathLike) -> None:
     Raises:
         UserError: the suffix is of no kind that can be drawn, or the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"cannot draw {path}: name a file ending in {', '.join(SUFFIXES)}")
     import matplotlib
-    from matplotlib.figure import Figure
 
     counts, found = facts["steps"], facts["groups"]
     starts = [0, *itertools.accumulate(counts)]
     epochs = [_epoch(step, starts) for step in facts["at"]]
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = figures.create(9, 5)
     axes = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"]
     labelled = {round(i * (len(found) - 1) / 9) for i in range(10)}  # ten lines in the legend are enough
@@ -145,8 +139,7 @@ def draw(facts: dict[str, Any], path: PathLike) -> None:
     axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, len(counts)))
     axes.set_title(f"{facts['model']}, {facts['optimizer']}, {facts['schedule']}: {sum(counts)} steps")
     figure.legend(loc="outside right upper", fontsize="small")
-    with atomic_write(path) as stream:
-        figure.savefig(stream, format=path.suffix[1:], dpi=120)
+    figures.save(figure, path)
 
 
 def _epoch(step: int, starts: Sequence[int]) -> float:

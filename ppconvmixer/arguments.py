@@ -1,0 +1,157 @@
+"""What several commands share: their arguments, what these name, and what is checked before the work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from . import distributed, figures, layouts, views, zoo
+from .engines import ENGINES
+from .errors import UserError
+from .exported import Exported, is_graph
+from .trained import Trained
+
+
+def add_command(commands: Any, run: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-c", "--config", metavar="RECIPE", required=True, help="a YAML file, or the name of a shipped one"
+    )
+    command.add_argument(
+        *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="change a setting, such as train.epochs=3",
+    )  # fmt: skip
+
+
+def add_checkpoint(command: argparse.ArgumentParser, also: str = "") -> None:
+    command.add_argument(
+        "--model", metavar="NAME", help=f"a model of the zoo (default: what the checkpoint's card says){also}"
+    )
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint in any layout; or 'pretrained' for the model's own, shipped or downloaded once; "
+        f"or the one published as {', '.join(layouts.LAYOUTS)}",
+    )
+    command.add_argument(
+        "--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's card)"
+    )
+
+
+def add_network(command: argparse.ArgumentParser) -> None:
+    add_checkpoint(command, " or a file that export wrote, which needs no weights")
+    command.add_argument(
+        "--backend", choices=("pil", "cv2"), default="pil", help="decode and resize with Pillow (exact) or OpenCV"
+    )
+    command.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="what runs the network")
+    command.add_argument(
+        "--tta", metavar="VIEWS", nargs="?", const=views.USUAL, default="1",
+        help="average the probabilities over views of every picture: scales, and flip for each mirrored as well; "
+        f"alone it means {views.USUAL}",
+    )  # fmt: skip
+
+
+def positive(text: str) -> int:
+    number = natural(text)
+    if not number:
+        raise argparse.ArgumentTypeError("want 1 or more")
+    return number
+
+
+def share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"want a number between 0 and 1, got {text!r}")
+    return number
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"want a whole number, got {text!r}")
+    return int(text)
+
+
+def say(text: str) -> None:
+    if not distributed.RANK:
+        print(text)
+
+
+def open_network(options: argparse.Namespace) -> Union[Trained, Exported]:
+    """Return the network a command is about: a checkpoint, or an exported file in the place of the model's name."""
+    if is_graph(options.model):
+        if options.weights:
+            raise UserError(f"{options.model} holds its weights; leave --weights out")
+        return Exported(options.model, options.classes)
+    return open_checkpoint(options)
+
+
+def open_checkpoint(options: argparse.Namespace) -> Trained:
+    if not options.weights:
+        raise UserError("--weights is missing: a checkpoint, or 'pretrained' (see ppconvmixer models --pretrained)")
+    return Trained(options.weights, options.model, options.classes)
+
+
+def open_pictures(options: argparse.Namespace, network: Union[Trained, Exported]) -> Any:
+    from . import datasets, recipe, sources
+    from .finetune import open_data
+
+    if options.config:
+        if options.data or options.list:
+            raise UserError("give either --data or -c, not both")
+        pictures = open_data(recipe.load(options.config))[1]
+        if pictures.classes and network.classes and pictures.classes != network.classes:
+            raise UserError(f"{network.path} tells other classes apart by its card than {options.config} has")
+        return pictures
+    if not options.data:
+        raise UserError("--data is missing: the folder or tar archive of the pictures (or -c, a recipe)")
+    source = sources.open_source(options.data)
+    if options.list:
+        return datasets.from_list(source, options.list)
+    pictures = datasets.from_folders(source, classes=network.classes)
+    if len(pictures.classes) != network.num_classes:
+        raise UserError(
+            f"{options.data} has {len(pictures.classes)} class folders, the model {network.num_classes} classes; "
+            "name the folders in the order of the model's classes with --classes FILE, or the pictures with --list FILE"
+        )
+    return pictures
+
+
+def check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> None:
+    """Find out before the work, not after it, that a result cannot be written or would replace an input."""
+    taken = {Path(path).resolve(): path for path in inputs if path}
+    for output in outputs:
+        path = Path(output).resolve()
+        if path in taken:
+            raise UserError(f"{output} is an input of this command; write to another file")
+        taken[path] = output
+        folder = next(parent for parent in path.parents if parent.exists())
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"cannot write {output}; name a file in a folder you may write to")
+
+
+def read_images(data: str, spec: zoo.InputSpec, count: int) -> Any:
+    """Return the network's input made of so many pictures below a folder or in a tar archive."""
+    from . import datasets, sources
+    from .loader import Samples, some
+    from .transforms import eval_transform
+
+    pictures = datasets.unlabelled(sources.open_source(data))
+    return some(Samples(pictures, eval_transform(spec), spec.size), count)
+
+
+def check_picture(path: Optional[str], inputs: Sequence[Optional[str]] = ()) -> None:
+    """Find out before the work, not after it, that a picture cannot be drawn to where it should go, if anywhere."""
+    if path:
+        figures.check(path)
+        check_outputs([path], inputs)

@@ -1,0 +1,36 @@
+"""``ppconvmixer inspect``: what a recipe will do, and what a network is and does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .arguments import add_command, add_recipe, check_picture, positive, say
+
+
+def add(commands: Any) -> None:
+    """Add the command, with a command of its own for everything there is to see."""
+    command = commands.add_parser(
+        "inspect", help="look at a recipe, a network or a run", description="Look at a recipe, a network or a run."
+    )
+    aspects = command.add_subparsers(dest="aspect", metavar="WHAT", required=True)
+    command = add_command(aspects, _schedule, "schedule", "show the learning rate of every layer over a run")
+    add_recipe(command)
+    command.add_argument("--pictures", type=positive, metavar="N", help="assume N training pictures, with no data")
+    command.add_argument("--output", metavar="schedule.png", help="draw it")
+    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+
+
+def _schedule(options: argparse.Namespace) -> None:
+    from . import phases, rates
+    from . import recipe as recipes
+    from .finetune import open_data
+
+    recipe = recipes.load(options.config, options.override)
+    check_picture(options.output, [options.config])
+    samples = range(options.pictures) if options.pictures else open_data(recipe)[0]
+    facts = rates.describe(recipe, phases.create(recipe, lambda _: samples).counts)
+    if options.output:
+        rates.draw(facts, options.output)
+    say(json.dumps(facts) if options.json else rates.table(facts))
