@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     # The recipes and the small checkpoints stand beside the package in a clone and inside it when installed.
-    packages=["ppconvmixer", "ppconvmixer.ops", "ppconvmixer.configs", "ppconvmixer.weights"],
+    packages=["ppconvmixer", "ppconvmixer.insight", "ppconvmixer.ops", "ppconvmixer.configs", "ppconvmixer.weights"],
     package_dir={"ppconvmixer.configs": "configs", "ppconvmixer.weights": "weights"},
     package_data={
         "ppconvmixer": ["manifest.json"],
