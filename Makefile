@@ -14,10 +14,12 @@ $(VENV)/ready: setup.py pyproject.toml
 	touch $@
 
 demo: $(VENV)/ready
-	$(BIN)/ppconvmixer finetune -c configs/digits.yaml --output runs/demo --overwrite
+	$(BIN)/ppconvmixer finetune -c configs/digits_finetune.yaml --output runs/demo --overwrite
+	$(BIN)/ppconvmixer finetune -c configs/digits_finetune.yaml -o model.weights=null train.epochs=10 --output runs/demo_scratch --overwrite
 	$(BIN)/ppconvmixer eval -c runs/demo/recipe.yaml --weights runs/demo/best.pdparams
-	@echo "The curves are in runs/demo/visualdl. To see them:"
-	@echo "  $(BIN)/visualdl --logdir runs/demo/visualdl --port 8040    and open http://127.0.0.1:8040"
+	$(BIN)/python tools/compare.py runs/demo runs/demo_scratch
+	@echo "The curves are in runs. To see them:"
+	@echo "  $(BIN)/visualdl --logdir runs --port 8040    and open http://127.0.0.1:8040"
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest

@@ -112,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
+    command = add_command(commands, _average, "average", "write the mean of several checkpoints")
+    command.add_argument("sources", nargs="+", metavar="SRC", help="checkpoints of the same network, with their cards")
+    command.add_argument("target", metavar="DST", help="the .pdparams file to write, with a card beside it")
+    command.add_argument("--model", metavar="NAME", help="a model of the zoo (default: what their cards say)")
+    command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
+
     command = add_command(commands, _prune, "prune", "make a checkpoint smaller: fewer weights, or fewer channels")
     add_checkpoint(command)
     command.add_argument("target", metavar="DST", help="the .pdparams file to write, with a card beside it")
@@ -374,22 +380,42 @@ def _convert(options: argparse.Namespace) -> None:
     )
 
 
+# --- average --------------------------------------------------------------------------------------
+
+
+def _average(options: argparse.Namespace) -> None:
+    from . import average
+    from .trained import Trained
+
+    target = _target(options, options.sources)
+    if len(options.sources) < 2:
+        raise UserError("name two checkpoints or more, and the file to write last")
+    average.write(target, [Trained(source, options.model) for source in options.sources])
+    say(f"the mean of {len(options.sources)} checkpoints -> {target}")
+
+
+def _target(options: argparse.Namespace, inputs: Sequence[Optional[str]]) -> Path:
+    """Return the checkpoint to write, once it is known that it and its card can be written and replace nothing."""
+    target = Path(options.target)
+    if target.suffix != ".pdparams":
+        raise UserError(f"cannot write {target}: name a file ending in .pdparams")
+    check_outputs([str(target), str(target.with_suffix(".json"))], inputs)
+    if target.exists() and not options.overwrite:
+        raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
+    return target
+
+
 # --- prune ----------------------------------------------------------------------------------------
 
 
 def _prune(options: argparse.Namespace) -> None:
     from . import prune, run_state
 
-    target = Path(options.target)
-    if target.suffix != ".pdparams":
-        raise UserError(f"cannot write {target}: name a file ending in .pdparams")
+    target = _target(options, [options.weights, options.data, options.classes])
     if options.dim and not options.data:
         raise UserError("--data is missing: pictures of the kind the network is used for, a folder or tar archive")
     if options.sparsity and options.data:
         raise UserError("--data has no effect with --sparsity; leave it out")
-    check_outputs([str(target), str(target.with_suffix(".json"))], [options.weights, options.data, options.classes])
-    if target.exists() and not options.overwrite:
-        raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
     network = open_checkpoint(options)
     model, name = network.create(), network.name
     if options.dim:

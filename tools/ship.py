@@ -1,9 +1,10 @@
-"""Put the weights of a finished run into ``weights/``, with a card that says where they come from.
+"""Put the weights of finished runs into ``weights/``, with a card that says where they come from.
 
-    python tools/ship.py runs/cifar10_128_8 convmixer_128_8_cifar10 "CIFAR-10, as JPEGs of quality 75"
+    python tools/ship.py convmixer_128_8_cifar10 "CIFAR-10, as JPEGs of quality 75" runs/first runs/second
 
-They are those after the last epoch, so that no epoch was chosen by the pictures they are judged by. The manifest gets
-their entry, and ``tests/golden`` the logits that the tests expect, by Paddle's own layers in float64.
+The weights are those after the last epoch (of a run with a moving average, that average), so that no epoch was chosen
+by the pictures they are judged by; of several runs, the mean of these. The manifest gets their entry, and
+``tests/golden`` the logits that the tests expect, by Paddle's own layers in float64.
 """
 
 import argparse
@@ -19,56 +20,88 @@ sys.path.insert(0, str(ROOT))  # a clone works before it is installed
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-from ppconvmixer import card, checkpoint, zoo  # noqa: E402
+from ppconvmixer import average, card, checkpoint, recipe, zoo  # noqa: E402
+from ppconvmixer.evaluate import evaluate  # noqa: E402
+from ppconvmixer.files import sha256  # noqa: E402
+from ppconvmixer.finetune import open_data  # noqa: E402
+from ppconvmixer.loader import Samples  # noqa: E402
 from ppconvmixer.records import Records  # noqa: E402
+from ppconvmixer.trained import Trained  # noqa: E402
+from ppconvmixer.transforms import eval_transform  # noqa: E402
+
+CURVES = "eval/top1", "eval/loss", "eval_ema/top1", "eval_ema/loss"
 
 
 def main() -> None:
-    """Ship a run."""
-    parser = argparse.ArgumentParser(description="Put the weights of a finished run into weights/.")
-    parser.add_argument("run", type=Path)
+    """Ship runs."""
+    parser = argparse.ArgumentParser(description="Put the weights of finished runs into weights/.")
     parser.add_argument("name", help="of the files, such as convmixer_128_8_cifar10")
     parser.add_argument("data", help="what they were trained on and judged by, in words")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="its pictures are where its recipe says")
     options = parser.parse_args()
-    result = json.loads((options.run / "result.json").read_text())
-    about = card.read(options.run / "last.pdparams")
+    networks, facts = [], []
+    for run in options.runs:
+        result = json.loads((run / "result.json").read_text())
+        path = run / ("best.pdparams" if result["ema"] else "last.pdparams")  # the last are never the average
+        networks.append(Trained(path))
+        facts.append(_facts(run, path, options.data))
+        if facts[-1]["epoch"] != result["epochs"]:
+            parser.error(f"{path} is of epoch {facts[-1]['epoch']}, the run has {result['epochs']}")
     target = ROOT / "weights" / f"{options.name}.pdparams"
-    checkpoint.write(target, checkpoint.read(options.run / "last.pdparams"))
-    facts = _facts(options.run, options.data, about.facts)
-    if facts["epoch"] != result["epochs"]:
-        sys.exit(f"{options.run}: the last weights are of epoch {facts['epoch']}, the run has {result['epochs']}")
-    card.write(target, dataclasses.replace(about, facts=facts))
+    checkpoint.write(target, average.average(networks))
+    about, told = card.read(networks[0].path), facts[0]
+    if len(facts) > 1:
+        commands = [one["command"] for one in facts]
+        told = {**told, **_metrics(target, about, options.runs[0]), "command": "the mean of " + ", ".join(commands)}
+        told |= {"epoch": [one["epoch"] for one in facts], "ema": None, "average_of": facts}
+    card.write(target, dataclasses.replace(about, facts=told))
     _golden(about.model, target)
+    _enter(about, told, target)
+    print(f"{target}: top-1 {100 * told['top1']:.2f} %, {target.stat().st_size:,} bytes")
+
+
+def _facts(run: Path, weights: Path, data: str) -> dict:
+    """Return what the card says of a run, without the folders of whoever trained it."""
+    environment, found = json.loads((run / "environment.json").read_text()), card.read(weights).facts
+    command = [
+        f"data.path={Path(word).name}" if word.startswith("data.path=") else word for word in environment["command"]
+    ]
+    curves = Records(next((run / "visualdl").glob("vdlrecords.*.log"))).read().curves
+    settings = {**found["recipe"], "data": {**found["recipe"]["data"]}}
+    settings["data"]["path"] = Path(settings["data"]["path"]).name
+    before = settings["model"]["weights"]
+    return {
+        "command": shlex.join(["python", *command]),
+        "sha256": sha256(weights),
+        "started_from": before and sha256(before),
+        "data": data,
+        "environment": {key: environment[key] for key in ("git_revision", "versions", "device", "processes", "cpus")},
+        "curve": {tag: [round(v, 6) for v in curves[tag][1]] for tag in CURVES if tag in curves},
+        **{key: found[key] for key in ("samples", "top1", "top5", "loss", "epoch", "ema")},
+        "recipe": settings,
+    }
+
+
+def _metrics(path: Path, about: card.Card, run: Path) -> dict:
+    """Return the accuracy of weights on the pictures that a run was judged by."""
+    network = Trained(path, about.model)
+    samples = Samples(open_data(recipe.load(run / "recipe.yaml"))[1], eval_transform(network.input), network.input.size)
+    found = evaluate(network.engine("dygraph"), samples, 500, 1).metrics()
+    return {key: found[key] for key in ("samples", "top1", "top5", "loss")}
+
+
+def _enter(about: card.Card, facts: dict, target: Path) -> None:
+    """Put the weights into the manifest."""
     manifest = ROOT / "ppconvmixer/manifest.json"
     entries = json.loads(manifest.read_text("utf-8"))
     entries[about.model] = {
         **{key: facts[key] for key in ("top1", "top5")},
         "data": "CIFAR-10",
-        "source": f"trained here, {facts['samples']:,} test pictures; see weights/{options.name}.json",
+        "source": f"trained here, {facts['samples']:,} test pictures; see weights/{target.stem}.json",
         "input": about.input,
         "shipped": target.name,
     }
     manifest.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    print(f"{target}: top-1 {100 * facts['top1']:.2f} %, {target.stat().st_size:,} bytes")
-
-
-def _facts(run: Path, data: str, found: dict) -> dict:
-    """Return what the card says of the run, without the folders of whoever trained it."""
-    environment = json.loads((run / "environment.json").read_text())
-    command = [
-        f"data.path={Path(word).name}" if word.startswith("data.path=") else word for word in environment["command"]
-    ]
-    curves = Records(next((run / "visualdl").glob("vdlrecords.*.log"))).read().curves
-    recipe = {**found["recipe"], "data": {**found["recipe"]["data"]}}
-    recipe["data"]["path"] = Path(recipe["data"]["path"]).name
-    return {
-        "command": shlex.join(["python", *command]),
-        "data": data,
-        "environment": {key: environment[key] for key in ("git_revision", "versions", "device", "processes", "cpus")},
-        "curve": {tag: [round(v, 6) for v in curves[tag][1]] for tag in ("eval/top1", "eval/loss")},
-        **{key: found[key] for key in ("samples", "top1", "top5", "loss", "epoch")},
-        "recipe": recipe,
-    }
 
 
 def _golden(name: str, path: Path) -> None:

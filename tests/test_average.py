@@ -1,0 +1,52 @@
+"""The mean of several checkpoints."""
+
+import numpy as np
+import pytest
+from conftest import random_state, refused, run
+
+from ppconvmixer import card, checkpoint
+from ppconvmixer.files import sha256
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Three checkpoints of one network, and their states."""
+    paths, states = (
+        [],
+        [random_state(seed, dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=3) for seed in range(3)],
+    )
+    for i, state in enumerate(states):
+        paths.append(tmp_path / f"{i}.pdparams")
+        checkpoint.write(paths[-1], state)
+        card.write(paths[-1], card.Card(model="convmixer_tiny", classes=("cat", "dog", "owl")))
+    return paths, states
+
+
+def test_it_is_the_mean_and_says_of_what(three, tmp_path, capsys):
+    paths, states = three
+    target = tmp_path / "mean.pdparams"
+    assert run("average", *paths, target) == 0
+    assert f"the mean of 3 checkpoints -> {target}" in capsys.readouterr().out
+    found, about = checkpoint.read(target), card.read(target)
+    assert set(found) == set(states[0])
+    for name, value in found.items():
+        value, sums = np.asarray(value), sum(np.float64(state[name]) for state in states)
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, sums / 3, rtol=1e-7, atol=1e-45, err_msg=name)  # rounded once, to float32
+    assert about.facts == {"average_of": [sha256(path) for path in paths]}
+    assert about.model == "convmixer_tiny" and about.classes == ("cat", "dog", "owl")
+
+
+def test_mistakes(three, tmp_path, tiny_weights, capsys):
+    (a, b, c), states = three
+    target = tmp_path / "mean.pdparams"
+    assert "two checkpoints or more" in refused(capsys, "average", a, target)
+    assert "ending in .pdparams" in refused(capsys, "average", a, b, tmp_path / "mean.npz")
+    assert "is an input" in refused(capsys, "average", a, b, b)
+    card.write(b, card.Card(model="convmixer_tiny", classes=("cat", "dog", "cow")))
+    assert f"{b} differs from {a} in its classes" in refused(capsys, "average", a, b, target)
+    assert not target.exists()
+    target.write_bytes(b"mine")
+    assert "--overwrite" in refused(capsys, "average", a, c, target)
+    assert target.read_bytes() == b"mine"
+    assert run("average", a, c, target, "--overwrite") == 0

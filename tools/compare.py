@@ -1,0 +1,38 @@
+"""Print runs side by side: what each started from, how long it trained, and what it came to.
+
+python tools/compare.py runs/demo_scratch runs/demo
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a clone works before it is installed
+
+from ppconvmixer import UserError, recipe  # noqa: E402
+
+
+def main() -> None:
+    """Print a line for each run."""
+    parser = argparse.ArgumentParser(description="Print runs side by side.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    options, rows = parser.parse_args(), [("run", "model", "weights", "epochs", "training", "top-1")]
+    for run in options.runs:
+        try:
+            result, weights = (
+                json.loads((run / "result.json").read_text()),
+                recipe.load(run / "recipe.yaml").model.weights,
+            )
+        except (OSError, UserError) as error:
+            parser.error(f"{run} is no finished run: {getattr(error, 'strerror', None) or error}")
+        seconds, top1 = f"{result['training_seconds']:.0f} s", f"{100 * result['top1']:.2f} %"
+        rows.append((str(run), result["model"], weights or "random", str(result["epochs"]), seconds, top1))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+if __name__ == "__main__":
+    main()
