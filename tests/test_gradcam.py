@@ -31,6 +31,8 @@ def test_of_the_last_block_it_is_the_class_activation_map():
         np.testing.assert_allclose(heat.logits, expected, rtol=1e-12)
         activation = np.einsum("c,chw->hw", model.head.weight.numpy()[:, heat.label], values)
         np.testing.assert_allclose(heat.values, np.maximum(activation, 0) / (4 * 8), rtol=0, atol=1e-13)
+        bias = float(model.head.bias[heat.label])
+        assert activation.mean() + bias == pytest.approx(expected[heat.label], rel=1e-12)
     assert any(heat.values.max() > 0 for heat in found)
 
 

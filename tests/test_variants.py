@@ -7,10 +7,27 @@ import paddle
 import pytest
 from conftest import refused, run, used
 
-from ppconvmixer import ConvMixer, UserError, card, checkpoint, create_model, engines, graph, layouts, prune, zoo
+from ppconvmixer import (
+    ConvMixer,
+    UserError,
+    card,
+    checkpoint,
+    create_model,
+    engines,
+    graph,
+    layouts,
+    prune,
+    recipe,
+    zoo,
+)
+from ppconvmixer.engines import Dygraph
+from ppconvmixer.evaluate import evaluate
+from ppconvmixer.finetune import open_data
+from ppconvmixer.loader import Samples, TrainBatches
 from ppconvmixer.onnx_file import to_onnx
 from ppconvmixer.ops import mixer, rewrite
 from ppconvmixer.trained import Trained
+from ppconvmixer.transforms import eval_transform, train_transform
 
 SHAPE = {"dim": 8, "depth": 2, "patch_size": 2, "num_classes": 3}
 VARIANTS = {
@@ -186,6 +203,17 @@ def test_a_variant_learns(settings):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@every_variant
+def test_the_lowest_layers_of_a_variant_can_be_frozen(settings):
+    model = make(**settings)
+    model.freeze(2)  # the stem and block 0
+    model.train()
+    (model(paddle.to_tensor(images())) ** 2).sum().backward()
+    for name, parameter in model.named_parameters():
+        if not name.endswith(("._mean", "._variance")):
+            assert (parameter.grad is None) == name.startswith(("stem.", "blocks.0.")), name
+
+
 def test_drop_path_goes_through_every_residual():
     for residual, count in (("both", 2), ("block", 1), ("depthwise", 1)):
         model = ConvMixer(8, 3, kernel_size=3, patch_size=2, drop_path=0.2, residual=residual)
@@ -274,3 +302,17 @@ def test_a_zoo_name_takes_the_options_too():
     model = create_model("convmixer_tiny", kernel_size=[3, 5], residual="both")
     assert not model.plain and len(model.blocks[0][0].fn[0]) == 2
     assert run("models", "convmixer_tiny") == 0
+
+
+def test_a_variant_is_trained_from_python():
+    """As the document shows it, in small."""
+    settings = recipe.load("digits")
+    spec, (train, val) = settings.input_spec(), open_data(settings)
+    paddle.seed(0)
+    network = ConvMixer(16, 2, kernel_size=[1, 3], patch_size=8, num_classes=10, norm_first=True, residual="both")
+    batches = TrainBatches(Samples(train, train_transform(spec, settings.augment), spec.size, seed=0), 64, workers=0)
+    model = paddle.Model(network)
+    model.prepare(paddle.optimizer.AdamW(1e-2, parameters=network.parameters()), paddle.nn.CrossEntropyLoss())
+    model.fit(batches, epochs=4, verbose=0)
+    found = evaluate(Dygraph(network), Samples(val, eval_transform(spec), spec.size), 64, 0).metrics()
+    assert found["samples"] == len(val) and found["top1"] > 0.5, found  # a tenth by chance
