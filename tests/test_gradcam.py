@@ -143,8 +143,8 @@ def test_a_class_has_a_name_or_a_number(tiny_weights, tmp_path):
 
 def test_inspect_gradcam(tiny_weights, tmp_path, capsys):
     names = []
-    for i, size in enumerate([(40, 32), (64, 200), (300, 180)]):
-        names.append(tmp_path / f"{i}.png")
+    for i, size in enumerate([(40, 32), (64, 200), (3000, 180)]):
+        names.append(tmp_path / f"{i} $x_$.png")  # no formula
         picture(i, *size).save(names[-1])
     command = "inspect", "gradcam", "--weights", tiny_weights
     assert run(*command, *names, "--output", tmp_path / "heat.png") == 0

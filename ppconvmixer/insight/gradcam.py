@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 import paddle
+from PIL import Image
 
 from .. import figures
 from ..errors import UserError, brief, shown, unknown
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ..trained import Trained
 
 MOST = 48  # pictures in one figure
+LARGEST = 2048  # pixels a side of a picture in a figure; it shows no more
 NAMES = 30  # classes that an error may list
 COLOURS = "inferno"
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601), as Pillow has it
@@ -158,7 +161,7 @@ def describe(network: Trained, names: Sequence[str], block: int, found: Sequence
 
     Of every picture there are the ``class`` looked for and the ``predicted`` one, each with number, name, probability
     and logit; its ``heat``, row by row; the share of the map that is ``hot``, above half of the largest; and where
-    in the map, in per cent of its width and height, the largest is.
+    in the map, in shares of its width and height, the largest is ``hottest``.
     """
     shape = variant(network.name)
     return {
@@ -248,23 +251,38 @@ def draw(network: Trained, pictures: Sequence[Picture], facts: dict[str, Any], p
     for axes in grid.flat:
         axes.axis("off")
     for i, (picture, row) in enumerate(zip(pictures, facts["pictures"])):
-        width, height = _size(picture)
-        left, top, right, bottom = eval_box(network.input, width, height)
+        picture = _reduced(picture)
+        width, height = size = _size(picture)
+        left, top, right, bottom = eval_box(network.input, *size)
         plain, hot = grid.reshape(-1, 2)[i]
         plain.imshow(picture, extent=(0, width, height, 0))
-        plain.set_title(_short(row["picture"]), fontsize="small")
-        if (right - left) * (bottom - top) < width * height:
-            plain.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white"))
-        values = np.array(row["heat"])
-        wide = spread(values, network.input, facts["stride"], width, height)
-        hot.imshow(overlay(picture, wide), extent=(0, width, height, 0))
-        title = _said(row["class"])
+        for colour, line in (("black", 3), ("white", 1)) if (left, top, right, bottom) != (0, 0, *size) else ():
+            frame = {"fill": False, "edgecolor": colour, "linewidth": line}
+            plain.add_patch(Rectangle((left, top), right - left, bottom - top, **frame))
+        heat = spread(np.array(row["heat"]), network.input, facts["stride"], *size)
+        hot.imshow(overlay(picture, heat), extent=(0, width, height, 0))
+        _title(plain, [_short(row["picture"])])
+        lines = [_said(row["class"])]
         if row["class"]["number"] != row["predicted"]["number"]:
-            title += f"\n(predicted: {_said(row['predicted'])})"
+            lines.append(f"(predicted: {_said(row['predicted'])})")
         if row["hottest"] is None:
-            title += "\nnothing speaks for it"
-        hot.set_title(title, fontsize="small")
+            lines.append("nothing speaks for it")
+        _title(hot, lines)
     figures.save(figure, path)
+
+
+def _title(axes: Any, lines: Sequence[str]) -> None:
+    """Write lines above a picture, long ones broken, and a dollar as a dollar."""
+    axes.set_title("\n".join(textwrap.fill(line, 34) for line in lines), fontsize="small", parse_math=False)
+
+
+def _reduced(picture: Picture) -> Picture:
+    """Return a picture of no more pixels than a figure shows."""
+    if max(_size(picture)) <= LARGEST:
+        return picture
+    small = Image.fromarray(np.asarray(picture))
+    small.thumbnail((LARGEST, LARGEST))
+    return small
 
 
 def _size(picture: Picture) -> tuple[int, int]:
