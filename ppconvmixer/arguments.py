@@ -150,6 +150,21 @@ def read_images(data: str, spec: zoo.InputSpec, count: int) -> Any:
     return some(Samples(pictures, eval_transform(spec), spec.size), count)
 
 
+def read_pictures(paths: Sequence[str]) -> list[Any]:
+    """Return the pictures of these files, decoded to RGB, or a UserError that names all that cannot be read."""
+    from .transforms import decode
+
+    pictures, broken = [], []
+    for path in paths:
+        try:
+            pictures.append(decode(Path(path).read_bytes()))
+        except (UserError, OSError) as error:
+            broken.append(f"  {path}: {getattr(error, 'strerror', None) or error}")
+    if broken:
+        raise UserError(f"{len(broken)} of {len(paths)} pictures cannot be read:\n" + "\n".join(broken))
+    return pictures
+
+
 def check_picture(path: Optional[str], inputs: Sequence[Optional[str]] = ()) -> None:
     """Find out before the work, not after it, that a picture cannot be drawn to where it should go, if anywhere."""
     if path:

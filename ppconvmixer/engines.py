@@ -140,7 +140,7 @@ class Operator:
 
         if not mixer.known(model):
             raise UserError(
-                f"the engine {self.name} needs a C++ compiler and an unchanged float32 network; take --engine auto"
+                f"the engine {self.name} needs a C++ compiler and an unchanged float32 ConvMixer; take --engine auto"
             )
         if self.eight and not mixer.eight_is_fast():
             logger.warning("this processor has no dot product of bytes (AVX-512 VNNI); the engine int8 is slow on it")

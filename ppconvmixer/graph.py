@@ -13,7 +13,7 @@ from typing import Any, Optional
 from paddle import nn
 
 from .files import write_text
-from .model import ConvMixer, Residual
+from .model import ConvMixer, MixConv, Residual
 from .zoo import InputSpec
 
 FILE = "vdlgraph.run.log"
@@ -51,6 +51,13 @@ class _Graph:
         """Add a layer with all that is in it; returns the name of its output, of the shape ``shape``."""
         if isinstance(layer, Residual):
             return self.add(f"{name}/add", "add", {"X": [self.walk(layer.fn, f"{name}/fn", x, shape)], "Y": [x]}, shape)
+        if isinstance(layer, MixConv):
+            split = self.add(f"{name}/split", "split", {"X": [x]}, shape)
+            parts = [
+                self.walk(conv, f"{name}/{i}", split, [shape[0], conv.weight.shape[0], *shape[2:]])
+                for i, conv in enumerate(layer)
+            ]
+            return self.add(f"{name}/concat", "concat", {"X": parts}, shape)
         parts = list(layer.named_children())
         for part, child in parts:
             x = self.walk(child, f"{name}/{part}", x, shape)

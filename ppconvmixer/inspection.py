@@ -6,7 +6,17 @@ import argparse
 import json
 from typing import Any
 
-from .arguments import add_command, add_recipe, check_picture, positive, say
+from .arguments import (
+    add_checkpoint,
+    add_command,
+    add_recipe,
+    check_picture,
+    natural,
+    open_checkpoint,
+    positive,
+    read_pictures,
+    say,
+)
 
 
 def add(commands: Any) -> None:
@@ -20,6 +30,8 @@ def add(commands: Any) -> None:
     command.add_argument("--pictures", type=positive, metavar="N", help="assume N training pictures, with no data")
     command.add_argument("--output", metavar="schedule.png", help="draw it")
     command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    _add_features(aspects)
+    _add_gradcam(aspects)
 
 
 def _schedule(options: argparse.Namespace) -> None:
@@ -34,3 +46,63 @@ def _schedule(options: argparse.Namespace) -> None:
     if options.output:
         rates.draw(facts, options.output)
     say(json.dumps(facts) if options.json else rates.table(facts))
+
+
+def _add_features(aspects: Any) -> None:
+    command = add_command(aspects, _features, "features", "show what every block makes of a picture")
+    add_checkpoint(command)
+    command.add_argument("image", metavar="IMAGE")
+    command.add_argument(
+        "--blocks", type=int, nargs="+", metavar="N", help="these, from 0, or from -1 back (default: eight of them)"
+    )
+    command.add_argument("--channels", type=natural, default=4, metavar="N", help="so many of each (default: 4)")
+    command.add_argument("--output", metavar="features.png", help="draw the maps")
+    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+
+
+def _features(options: argparse.Namespace) -> None:
+    network = open_checkpoint(options)
+    check_picture(options.output, [str(network.path), options.image, options.classes])
+    (picture,) = read_pictures([options.image])
+
+    from .insight import features
+    from .transforms import eval_transform
+
+    transform = eval_transform(network.input)
+    crop = transform.crop(picture)
+    maps = features.look(network.create(), transform.finish(crop[None])[0], options.blocks)
+    facts = features.describe(maps)
+    if options.output:
+        features.draw(crop, maps, options.output, options.channels)
+    say(json.dumps({"model": network.name, "blocks": facts}) if options.json else features.table(facts))
+
+
+def _add_gradcam(aspects: Any) -> None:
+    command = add_command(aspects, _gradcam, "gradcam", "show where in pictures the evidence for a class is")
+    add_checkpoint(command)
+    command.add_argument("images", nargs="+", metavar="IMAGE")
+    command.add_argument(
+        "--class", dest="label", metavar="NAME|NUMBER", help="the class (default: every picture's most likely one)"
+    )
+    command.add_argument(
+        "--block", type=int, default=-1, metavar="N", help="whose map, from 0, or from -1 back (default: -1, the last)"
+    )
+    command.add_argument("--output", metavar="gradcam.png", help="draw it on the pictures")
+    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+
+
+def _gradcam(options: argparse.Namespace) -> None:
+    network = open_checkpoint(options)
+    check_picture(options.output, [str(network.path), *options.images, options.classes])
+
+    from .insight import gradcam
+
+    label = None if options.label is None else gradcam.class_number(options.label, network)
+    if options.output:
+        gradcam.check(options.images)
+    pictures = read_pictures(options.images)
+    found = gradcam.look(network, pictures, options.block, label)
+    facts = gradcam.describe(network, options.images, options.block, found)
+    if options.output:
+        gradcam.draw(network, pictures, facts, options.output)
+    say(json.dumps(facts) if options.json else gradcam.table(facts))

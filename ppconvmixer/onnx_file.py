@@ -38,8 +38,13 @@ def to_onnx(
             convolutions alone. The arithmetic is in float32: the engine widens them.
 
     Raises:
-        UserError: the package ``onnx`` is missing.
+        UserError: the package ``onnx`` is missing, or the network is a variant that is no ConvMixer.
     """
+    if not model.plain:
+        raise UserError(
+            "an ONNX graph is of ConvMixer itself, not of its variants (several kernel sizes, norm_first, residual); "
+            "take the engine dygraph or inference, or paddle.jit.save"
+        )
     try:
         import onnx
         from onnx import TensorProto, helper

@@ -84,8 +84,12 @@ def narrow(model: ConvMixer, dim: int, images: np.ndarray) -> ConvMixer:
         images: what it is used for, float32 (N, channels, H, W); some hundred pictures.
 
     Raises:
-        UserError: ``dim`` is not below the network's width.
+        UserError: ``dim`` is not below the network's width, or the network is a variant that is no ConvMixer.
     """
+    if not model.plain:
+        raise UserError(
+            "only ConvMixer itself is made narrower, not its variants (several kernel sizes, norm_first, residual)"
+        )
     if not 0 < dim < model.dim:
         raise UserError(f"the network is {model.dim} channels wide; a narrower one has 1 to {model.dim - 1}")
     model.eval()

@@ -96,7 +96,7 @@ def eval_crop(spec: InputSpec, backend: str = "pil") -> Callable[[Picture], np.n
     OpenCV, whose filter does not: faster, other pixels, and an accuracy that may differ by some
     tenths of a point from the published one.
     """
-    short, size = math.floor(spec.size / spec.crop_pct), spec.size
+    size = spec.size
     resize = {"pil": _resize_pil, "cv2": _resize_cv2}.get(backend)
     if resize is None:
         raise unknown("backend", backend, BACKENDS)
@@ -104,17 +104,30 @@ def eval_crop(spec: InputSpec, backend: str = "pil") -> Callable[[Picture], np.n
         _cv2()
 
     def crop(picture: Picture) -> np.ndarray:
-        width, height = _size(picture)
-        if width <= height:
-            shape = short, int(short * height / width)
-        else:
-            shape = int(short * width / height), short
+        shape, (left, top) = _middle(spec, *_size(picture))
         check_pixels(*shape)  # a picture of one pixel by sixty thousand would become one of gigabytes
         resized = np.asarray(resize(picture, shape, spec.interpolation))
-        top, left = (int(round((n - size) / 2)) for n in resized.shape[:2])
         return resized[top : top + size, left : left + size]
 
     return crop
+
+
+def eval_box(spec: InputSpec, width: int, height: int) -> tuple[float, float, float, float]:
+    """Return which part of a picture ``eval_crop`` takes: left, top, right and bottom, in pixels of the picture."""
+    shape, corner = _middle(spec, width, height)
+    (left, right), (top, bottom) = (
+        (start * whole / resized, (start + spec.size) * whole / resized)
+        for start, whole, resized in zip(corner, (width, height), shape)
+    )
+    return left, top, right, bottom
+
+
+def _middle(spec: InputSpec, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the (width, height) a picture is resized to, and the (left, top) corner of what is cut out of that."""
+    short = math.floor(spec.size / spec.crop_pct)
+    shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    left, top = (int(round((n - spec.size) / 2)) for n in shape)
+    return shape, (left, top)
 
 
 class Transform:

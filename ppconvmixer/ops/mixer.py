@@ -47,7 +47,7 @@ def eight_is_fast() -> bool:
 
 
 def unchanged(model: ConvMixer) -> bool:
-    """Tell whether ``model`` is float32 on a CPU, and nobody rebuilt it, changed its settings or hooked into it."""
+    """Tell whether ``model`` is a plain float32 ConvMixer on a CPU, which nobody rebuilt, set otherwise or hooked."""
     weight = model.stem[0].weight
     return weight.dtype == paddle.float32 and weight.place.is_cpu_place() and structure(model) == model.as_made
 
