@@ -28,15 +28,15 @@ _WORDS = {"dim": "width", "depth": "depth", "patch_size": "patch size", "kernel_
 def steps(shape: Variant, along: str) -> list[int]:
     """Return the values of ``along`` to look at around a shape, the shape's own among them, in rising order.
 
-    Width and depth go from a quarter to two and a half times theirs, patches through the sizes from a quarter to four
-    times theirs that leave no pixels of the input over, kernels from 1 or 2 to twice theirs, even or odd as it is.
+    Width and depth go from a quarter to two and a half times theirs, patches through the sizes from half to four times
+    theirs that leave no pixels of the input over, kernels from 1 or 2 to twice theirs, even or odd as it is.
     """
     here = getattr(shape, along)
     if along == "kernel_size":
         return list(range(2 - here % 2, 2 * here + 2, 2))
     if along == "patch_size":
         side = shape.input.size
-        return sorted({here, *(p for p in range(1, side + 1) if side % p == 0 and here / 4 <= p <= 4 * here)})
+        return sorted({here, *(p for p in range(1, side + 1) if side % p == 0 and here / 2 <= p <= 4 * here)})
     return sorted({max(1, round(here * factor)) for factor in _FACTORS})
 
 
@@ -94,9 +94,10 @@ def draw(facts: dict[str, Any], path: PathLike) -> None:
     for axes, (key, (title, name, unit)) in zip(figure.subplots(1, 3), _QUANTITIES.items()):
         heights = [[point["parts"][part][key] / unit for point in facts["points"]] for part in shown]
         axes.stackplot(values, heights, labels=shown, colors=[_COLOURS[part] for part in shown], alpha=0.85)
+        axes.plot(values, [point[key] / unit for point in facts["points"]], ".", color="black", markersize=4)
         falls = facts["points"][0][key] > facts["points"][-1][key]
         axes.axvline(facts["here"], color="black", linestyle=":", linewidth=1)
-        axes.plot(facts["here"], here[key] / unit, "o", color="black", markersize=5)
+        axes.plot(facts["here"], here[key] / unit, "o", color="black", markersize=6)
         axes.annotate(
             f"{here[key] / unit:.3g} {name}", (facts["here"], here[key] / unit),
             xytext=(6 if falls else -6, 6), textcoords="offset points", ha="left" if falls else "right",
