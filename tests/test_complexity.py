@@ -275,6 +275,7 @@ def test_the_command(tmp_path, capsys):
     "arguments, message",
     [
         (["resnet51"], "unknown network 'resnet51'; did you mean resnet50"),
+        (["nowhere.pdparams"], "there is no checkpoint nowhere.pdparams"),
         (["convmixer_768_33"], "unknown model 'convmixer_768_33'"),
         (
             ["convnext_tiny", "--size", "384"],

@@ -50,6 +50,8 @@ def find(name: str, size: Optional[int] = None) -> Network:
     """
     if Path(name).is_file():
         return _of_checkpoint(name, size)
+    if Path(name).suffix:
+        raise UserError(f"there is no checkpoint {name}")
     if name.startswith("convmixer"):
         return _convmixer(zoo.canonical(name), zoo.variant(name), size)
     if name not in VISION and name not in _published():

@@ -90,9 +90,9 @@ def draw(found: list[dict[str, Any]], path: PathLike) -> None:
             )
             for point, facts in zip(points, members):
                 axes.annotate(
-                    facts["model"].removeprefix(family).strip("_") or family, point, xytext=(0, 7 if ours else -11),
-                    textcoords="offset points", ha="center", fontsize="small" if ours else "x-small", color=colour,
-                    fontweight="bold" if ours else "normal",
+                    _short(facts["model"], family), point, xytext=(-8, -4) if ours else (0, -11),
+                    textcoords="offset points", ha="right" if ours else "center", color=colour,
+                    fontsize="small" if ours else "x-small", fontweight="bold" if ours else "normal",
                 )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
@@ -110,3 +110,9 @@ def draw(found: list[dict[str, Any]], path: PathLike) -> None:
 
 def _family(name: str) -> str:
     return next((family for family in _FAMILIES if name.startswith(family)), name)
+
+
+def _short(name: str, family: str) -> str:
+    """Return what tells a network from others of its family: of a ConvMixer its width and depth."""
+    rest = name.removeprefix(family).strip("_") or family
+    return rest.split("_ks")[0]
