@@ -177,7 +177,7 @@ def test_networks_that_paddle_does_not_have_are_told_by_published_figures_that_t
         return parameters, macs
 
     expected = {
-        **{"deit_tiny": vit(192, 224), "deit_small": vit(384, 224), "deit_base": vit(768, 224)},
+        **{"deit_small": vit(384, 224), "deit_base": vit(768, 224)},
         **{"vit_base_16_384": vit(768, 384), "convnext_tiny": convnext((96, 192, 384, 768), (3, 3, 9, 3))},
         **{"convnext_small": convnext((96, 192, 384, 768), (3, 3, 27, 3))},
         **{"convnext_base": convnext((128, 256, 512, 1024), (3, 3, 27, 3))},

@@ -96,11 +96,12 @@ def draw(facts: dict[str, Any], path: PathLike) -> None:
         axes.stackplot(values, heights, labels=shown, colors=[_COLOURS[part] for part in shown], alpha=0.85)
         axes.plot(values, [point[key] / unit for point in facts["points"]], ".", color="black", markersize=4)
         falls = facts["points"][0][key] > facts["points"][-1][key]
+        right = falls or facts["here"] - values[0] < 0.2 * (values[-1] - values[0])  # where there is room for the label
         axes.axvline(facts["here"], color="black", linestyle=":", linewidth=1)
         axes.plot(facts["here"], here[key] / unit, "o", color="black", markersize=6)
         axes.annotate(
             f"{here[key] / unit:.3g} {name}", (facts["here"], here[key] / unit),
-            xytext=(6 if falls else -6, 6), textcoords="offset points", ha="left" if falls else "right",
+            xytext=(6 if right else -6, 6), textcoords="offset points", ha="left" if right else "right",
             fontweight="bold",
         )  # fmt: skip
         axes.set(xlabel=_WORDS[facts["along"]], title=f"{title}, {name}")
