@@ -21,6 +21,7 @@ setup(
     package_dir={"ppconvmixer.configs": "configs", "ppconvmixer.weights": "weights"},
     package_data={
         "ppconvmixer": ["manifest.json"],
+        "ppconvmixer.insight": ["*.json"],
         "ppconvmixer.ops": ["*.cpp", "*.h"],
         "ppconvmixer.configs": ["*.yaml"],
         "ppconvmixer.weights": ["*.pdparams", "*.json", "*.md"],

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from . import __version__, card, checkpoint, distributed, download, inspection, layouts, peers, views, zoo
+from . import __version__, card, checkpoint, distributed, download, inspection, labels, layouts, peers, views, zoo
 from .arguments import (
     add_checkpoint,
     add_command,
@@ -76,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", metavar="DIR|TAR", help="folder or tar archive of the pictures, read in place")
     command.add_argument("--list", metavar="FILE", help="lines 'path label'; without it, DATA has one folder a class")
     command.add_argument("-c", "--config", metavar="RECIPE", help="evaluate on the validation part of a recipe instead")
+    command.add_argument(
+        "--labels", choices=labels.NAMES,
+        help="judge by ReaL's labels of ImageNet's validation set; or evaluate on ImageNet-V2, -A, -R or -Sketch",
+    )  # fmt: skip
+    command.add_argument(
+        "--labels-file", metavar="FILE",
+        help="real: its real.json; a, r: the WordNet ids to choose among, one a line (default: all that have a folder)",
+    )  # fmt: skip
     command.add_argument("--batch-size", type=positive, default=32, metavar="N")
     command.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that read pictures")
     command.add_argument("--limit", type=natural, default=0, metavar="N", help="only the first N pictures")
@@ -243,10 +251,16 @@ def _eval(options: argparse.Namespace) -> None:
     network = open_network(options)
     seen = views.parse(options.tta, network.name, network.input)
     outputs = [path for path in (options.output, options.predictions, options.logits) if path]
-    check_outputs(outputs, [network.path, options.data, options.list, options.config, options.classes])
-    pictures = open_pictures(options, network)
+    inputs = [network.path, options.data, options.list, options.config, options.classes, options.labels_file]
+    check_outputs(outputs, inputs)
+    if options.labels_file and not options.labels:
+        raise UserError("--labels is missing: whose labels --labels-file holds")
+    judged = _relabelled(options, network) if options.labels else labels.Relabelled(open_pictures(options, network))
+    pictures = judged.pictures
     distributed.start()
     engine = network.engine(options.engine)
+    if judged.chosen is not None:
+        engine = labels.Restricted(engine, judged.chosen)
     samples = Samples(pictures, eval_transform(network.input, options.backend), network.input.size, options.backend)
     found = evaluate(
         *(engine, samples, options.batch_size, options.workers, options.limit, options.skip_broken),
@@ -265,6 +279,7 @@ def _eval(options: argparse.Namespace) -> None:
         "input": dataclasses.asdict(network.input),
         "views": [dataclasses.asdict(view) for view in seen],
         "data": {"path": options.data, "list": options.list, "recipe": options.config},
+        **({"labels": _labels_of(options, judged)} if options.labels else {}),
         "version": __version__,
     }
     if options.output:
@@ -279,6 +294,9 @@ def _eval(options: argparse.Namespace) -> None:
     if metrics["k"] < 5:
         logger.info("the model has %d classes, so top-5 is top-%d", engine.num_classes, metrics["k"])
     told = f" in {len(seen)} views" if len(seen) > 1 else ""
+    told += f", labels {options.labels}" if options.labels else ""
+    told += f" ({judged.left_out} pictures without any left out)" if judged.left_out else ""
+    told += f", {len(judged.chosen)} classes to choose among" if judged.chosen is not None else ""
     say(
         f"{network.name}: {metrics['samples']} pictures{told}, {metrics['skipped']} skipped; "
         f"top-1 {100 * metrics['top1']:.2f} %, top-{metrics['k']} {100 * metrics['top5']:.2f} %, "
@@ -286,12 +304,38 @@ def _eval(options: argparse.Namespace) -> None:
     )
 
 
+def _relabelled(options: argparse.Namespace, network: Any) -> labels.Relabelled:
+    """Return the pictures of ``--data`` with the labels that ``--labels`` names."""
+    from . import datasets, sources
+
+    if options.config or not options.data:
+        raise UserError(
+            f"--labels {options.labels} needs --data, the folder or tar archive of the pictures, and no recipe"
+        )
+    source = sources.open_source(options.data)
+    if options.list and options.labels != "real":
+        raise UserError(f"the labels {options.labels} are the names of the folders; leave --list out")
+    pictures = datasets.from_list(source, options.list) if options.list else datasets.unlabelled(source)
+    return labels.relabel(options.labels, pictures, network.classes, options.labels_file)
+
+
+def _labels_of(options: argparse.Namespace, judged: labels.Relabelled) -> dict[str, Any]:
+    """Return what ``result.json`` says of ``--labels``: the files with their digests, None where none is given."""
+    files = {"file": options.labels_file, "classes": options.classes}
+    digests = {key: {"path": path, "sha256": sha256(path)} if path else None for key, path in files.items()}
+    chosen = None if judged.chosen is None else len(judged.chosen)
+    return {"name": options.labels, **digests, "left_out": judged.left_out, "chosen": chosen}
+
+
 def _predictions(found: Any, names: Sequence[str]) -> str:
+    import numpy as np
+
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     places = range(1, found.k + 1)
     rows.writerow(["path", "label", *(f"class_{i}" for i in places), *(f"probability_{i}" for i in places)])
     for index, label, classes, probabilities in zip(found.indices, found.labels, found.classes, found.probabilities):
+        label = " ".join(map(str, dict.fromkeys(np.ravel(label).tolist())))  # ReaL has several
         rows.writerow([table_path(names[index]), label, *classes, *(f"{p:.6f}" for p in probabilities)])
     return text.getvalue()
 

@@ -34,7 +34,7 @@ class Pictures:
 
     Args:
         names: what to call each picture when speaking to a person; control characters are spelled out.
-        labels: int64, one a picture.
+        labels: int64, one a picture; for evaluation alone also (pictures, most labels of one), see ``labels.real``.
         classes: names of the labels 0, 1, ..., where they are known.
         fetch: the encoded bytes, or the uint8 (H, W, 3) pixels, of picture i.
     """
@@ -58,12 +58,13 @@ class Pictures:
 
     def check_labels(self, num_classes: int) -> None:
         """Raise a UserError that names the first picture whose label the head does not have."""
-        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))
+        outside = (self.labels < 0) | (self.labels >= num_classes)
+        wrong = np.argwhere(outside)
         if wrong.size:
             raise UserError(
-                f"{brief(self.names[wrong[0]])} has the label {self.labels[wrong[0]]}, "
+                f"{brief(self.names[wrong[0, 0]])} has the label {self.labels[outside][0]}, "
                 f"but the model has {num_classes} classes (labels 0 to {num_classes - 1}); "
-                f"{wrong.size} of {len(self)} labels are outside"
+                f"{len(wrong)} of {self.labels.size} labels are outside"
             )
 
 

@@ -23,13 +23,13 @@ class Evaluation:
     indices: np.ndarray
     """int64 (samples,), the places of the evaluated pictures in the data set."""
     labels: np.ndarray
-    """int64 (samples,)."""
+    """int64 (samples,); or (samples, most labels of one) where several are right, a sample's first filling its row."""
     classes: np.ndarray
     """int64 (samples, k), the k most likely classes, the first one first."""
     probabilities: np.ndarray
     """float64 (samples, k), their softmax."""
     losses: np.ndarray
-    """float64 (samples,), cross-entropy in nats."""
+    """float64 (samples,), cross-entropy in nats; where several labels are right, of their probabilities together."""
     logits: Optional[np.ndarray]
     """float32 (samples, classes), where they were asked for."""
     skipped: tuple[int, ...]
@@ -43,7 +43,7 @@ class Evaluation:
 
     def metrics(self) -> dict[str, Any]:
         """Return the figures of ``result.json``; accuracies in [0, 1], loss the mean over all samples."""
-        hits = self.classes == self.labels[:, None]
+        hits = (self.classes[:, :, None] == self.labels.reshape(len(self.labels), 1, -1)).any(axis=2)
         return {
             "samples": len(self.labels),
             "skipped": len(self.skipped),
@@ -173,7 +173,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _score(logits: np.ndarray, labels: np.ndarray, keep_logits: bool) -> Sequence[np.ndarray]:
-    losses = -np.take_along_axis(_log_softmax(logits), labels[:, None], axis=1)[:, 0]
+    labels = labels.reshape(len(labels), -1)
+    right = np.take_along_axis(_log_softmax(logits), labels, axis=1)
+    right[:, 1:][labels[:, 1:] == labels[:, :1]] = -np.inf  # a first label that fills its row counts once
+    losses = -np.logaddexp.reduce(right, axis=1)
     return (*top_k(logits), losses, logits if keep_logits else np.empty((len(logits), 0), np.float32))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from typing import Any
 
@@ -17,6 +18,7 @@ from .arguments import (
     read_pictures,
     say,
 )
+from .errors import UserError
 
 
 def add(commands: Any) -> None:
@@ -32,6 +34,7 @@ def add(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
     _add_features(aspects)
     _add_gradcam(aspects)
+    _add_complexity(aspects)
 
 
 def _schedule(options: argparse.Namespace) -> None:
@@ -106,3 +109,48 @@ def _gradcam(options: argparse.Namespace) -> None:
     if options.output:
         gradcam.draw(network, pictures, facts, options.output)
     say(json.dumps(facts) if options.json else gradcam.table(facts))
+
+
+def _add_complexity(aspects: Any) -> None:
+    command = add_command(
+        aspects, _complexity, "complexity", "count what networks cost: parameters, MACs, activations, memory"
+    )
+    command.add_argument(
+        "networks", nargs="*", metavar="NETWORK",
+        help="a model of the zoo, a name that spells one out, a checkpoint, or one of paddle.vision.models; several "
+        "are compared by cost and published accuracy (default: all whose accuracy on ImageNet is published)",
+    )  # fmt: skip
+    command.add_argument("--size", type=positive, metavar="N", help="pixels (default: what the network is made for)")
+    command.add_argument("--batch-size", type=positive, default=1, metavar="N", help="pictures at once, for the memory")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--by-layer", action="store_true", help="a line for every layer of a network")
+    how.add_argument(
+        "--scale", choices=("dim", "depth", "patch_size", "kernel_size"), help="how the cost of a ConvMixer grows"
+    )
+    how.add_argument(
+        "--separable", action="store_true", help="compare its convolutions with standard ones in their place"
+    )
+    command.add_argument("--output", metavar="complexity.png", help="draw it")
+    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+
+
+def _complexity(options: argparse.Namespace) -> None:
+    from .insight import complexity, networks, scaling, tradeoff
+
+    one = len(options.networks) == 1
+    if not one and (options.by_layer or options.scale or options.separable):
+        raise UserError("--by-layer, --scale and --separable are about one network; name one")
+    check_picture(options.output, options.networks)
+    found = [networks.find(name, options.size) for name in options.networks or networks.compared()]
+    if options.scale:
+        facts, table, draw = scaling.describe(found[0], options.scale), scaling.table, scaling.draw
+    elif options.separable:
+        facts, table, draw = scaling.separate(found[0]), scaling.separable_table, scaling.draw_separable
+    elif one:
+        facts, draw = complexity.describe(found[0], options.batch_size), complexity.draw
+        table = functools.partial(complexity.table, by_layer=options.by_layer)
+    else:
+        facts, table, draw = tradeoff.describe(found, options.batch_size), tradeoff.table, tradeoff.draw
+    if options.output:
+        draw(facts, options.output)
+    say(json.dumps(facts) if options.json else table(facts))
