@@ -67,7 +67,7 @@ def effective_rank(matrix: np.ndarray) -> float:
 
 
 def cka(features: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the linear centred kernel alignment of every two sets of features (Kornblith et al. 2019, arXiv 1905.00414).
+    """Return the linear centred kernel alignment of every two sets of features (Kornblith et al. 2019).
 
     1: the same but for rotation and scale; 0: uncorrelated, or one of the two does not vary.
 
@@ -78,13 +78,10 @@ def cka(features: Sequence[np.ndarray]) -> np.ndarray:
         float64 (sets, sets).
     """
     centred = [part.astype(np.float64) - part.mean(0, dtype=np.float64) for part in features]
-    shared = np.array(
-        [
-            [np.linalg.norm(a.T @ b) ** 2 if j <= i else 0.0 for j, b in enumerate(centred)]
-            for i, a in enumerate(centred)
-        ]
-    )
-    shared += np.tril(shared, -1).T
+    shared = np.zeros((len(centred), len(centred)))
+    for i, a in enumerate(centred):
+        for j, b in enumerate(centred[: i + 1]):
+            shared[i, j] = shared[j, i] = np.linalg.norm(a.T @ b) ** 2
     own = np.sqrt(np.diag(shared))
     return _divide(shared, np.outer(own, own))
 
@@ -189,11 +186,10 @@ def draw(facts: dict[str, Any], path: PathLike) -> None:
     ):
         panel.plot(*_curve(found, key), "o-", markersize=4, label="size, by the stream's")
         panel.set_title(title, fontsize="medium")
-        panel.set_ylim(0, top)
+        panel.set_ylim(None if key == "added" else 0, top)
         panel.set_xticks(*ticks)
         panel.grid(alpha=0.3)
     panels[3].plot(*_curve(found, "along"), "C1o-", markersize=4, label="cosine with the stream")
-    panels[3].set_ylim(None, None)
     panels[3].axhline(0, color="0.5", linewidth=0.8)
     panels[3].legend(fontsize="small")
     for panel in panels[2:]:

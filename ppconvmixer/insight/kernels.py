@@ -181,7 +181,7 @@ def draw(facts: dict[str, Any], model: ConvMixer, path: PathLike) -> None:
     for panel, (name, sheet) in zip(panels, sheets.items()):
         panel.imshow(sheet, interpolation="nearest")
         panel.set_title(name, fontsize="medium")
-    left.suptitle("each by its own largest value; red +, white 0, blue -", fontsize="small", y=0.01, va="bottom")
+    left.supxlabel("each by its own largest value; kernels: red +, white 0, blue -; filters: grey 0", fontsize="small")
     _draw_figures(facts, right)
     figures.save(figure, path)
 

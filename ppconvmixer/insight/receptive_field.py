@@ -93,7 +93,7 @@ def square(mass: np.ndarray, middle: tuple[float, float], share: float) -> int:
     far = [2 * np.abs(np.arange(n) + 0.5 - at) + 1 for n, at in zip(mass.shape, middle)]
     sides = np.maximum(far[0][:, None], far[1]).round().astype(int)  # of the square that reaches to each pixel
     held = np.bincount(sides.ravel(), mass.ravel()).cumsum()
-    return int(np.searchsorted(held, share * held[-1]))
+    return int(np.searchsorted(held, share * held[-1] - 1e-12))  # sums of a share exactly may fall short of it
 
 
 def deviation(mass: np.ndarray) -> float:
