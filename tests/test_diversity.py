@@ -19,6 +19,7 @@ def test_similarity_of_positions_is_the_mean_over_all_pairs():
         pairs.extend(cosines[~np.eye(8, dtype=bool)])
     assert position_similarity(features) == pytest.approx(np.mean(pairs), abs=1e-12)
     assert position_similarity(np.ones((1, 3, 2, 2))) == pytest.approx(1)
+    assert position_similarity(RNG.standard_normal((2, 3, 1, 1))) == 1
     opposite = np.zeros((1, 2, 1, 2))
     opposite[0, 0, 0] = [1, -4]
     assert position_similarity(opposite) == pytest.approx(-1)

@@ -80,6 +80,13 @@ def test_pictures_are_extended_by_mirrors():
     assert room(model, 8) == 18 and room(model, 40) == 40 and room(model, 5) == 15
 
 
+def test_a_dead_network_is_refused():
+    model = positive(2, 1, kernel_size=3, patch_size=2)
+    model.blocks[0][1].weight.set_value(paddle.zeros([2, 2, 1, 1]))
+    with pytest.raises(UserError, match="maps do not depend on the pictures"):
+        gradients(model, np.ones((1, 3, 8, 8), np.float32))
+
+
 def test_a_network_is_left_as_it_was():
     model = ConvMixer(4, 1, kernel_size=3, patch_size=2)
     gradients(model, np.zeros((1, 3, 8, 8), np.float32) + 0.5)

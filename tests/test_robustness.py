@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -19,7 +20,7 @@ def mirrored(images, before, after):
 
 def identity(stride):
     """A network whose map is the picture itself, averaged over squares."""
-    return Network("mean", False, stride, lambda x: paddle.nn.functional.avg_pool2d(x, stride), None)
+    return Network("mean", False, stride, 0, lambda x: paddle.nn.functional.avg_pool2d(x, stride), None)
 
 
 @pytest.mark.parametrize("pixels", [0, 1, 5])
@@ -53,26 +54,27 @@ def test_similarity_by_hand():
 
 
 def test_a_convmixer_is_equivariant_to_whole_patches():
-    """Its field reaches 8 pixels beyond a patch, less than the 16 that positions are away from the edges."""
-    model = network(dim=8, depth=2, kernel_size=3, patch_size=4)
-    found = equivariance(of_convmixer("small", model), IMAGES, range(13))
-    assert found[::4] == pytest.approx([1] * 4, abs=1e-5)
-    assert all(found[i] < 0.99 for i in range(13) if i % 4)
+    model = network(dim=8, depth=2, kernel_size=4, patch_size=4)
+    found = equivariance(of_convmixer("small", model), IMAGES, range(9))
+    assert found[::4] == pytest.approx([1] * 3, abs=1e-5)
+    assert all(found[i] < 0.99 for i in range(9) if i % 4)
 
 
 def test_the_zeros_at_the_edges_would_be_seen_without_the_margin():
-    model = network(dim=8, depth=8, kernel_size=5, patch_size=4)  # the field reaches 64 pixels
-    found = equivariance(of_convmixer("deep", model), IMAGES, [0, 8])
-    assert found[0] == pytest.approx(1) and found[1] < 1 - 1e-5
+    far = of_convmixer("far", network(dim=8, depth=1, kernel_size=15, patch_size=4))
+    assert far.reach == 28
+    assert equivariance(far, IMAGES, [0, 8]) == pytest.approx([1, 1], abs=1e-5)
+    found = equivariance(dataclasses.replace(far, reach=0), IMAGES, [0, 8])
+    assert found[0] == pytest.approx(1) and found[1] < 1 - 1e-4
 
 
 def test_a_fraction_of_a_position_is_interpolated():
     assert equivariance(identity(1), IMAGES, range(5)) == pytest.approx([1] * 5, abs=1e-6)
     (found,) = equivariance(identity(2), IMAGES, [3])
-    strip = mirrored(IMAGES, 18, 19)  # windows of 52 pixels: 16 before, 16 compared, 4 to shift, 16 after
-    whole = [strip[:, :, :, i : i + 16].reshape(4, 3, 8, 2, 8, 2).mean((3, 5)) for i in (16, 18, 19, 20)]
+    strip = mirrored(IMAGES, 3, 4)  # 23 pixels; windows of 20: 16 that are compared, and 4 to shift
+    whole = [strip[:, :, :, i : i + 16].reshape(4, 3, 8, 2, 8, 2).mean((3, 5)) for i in (2, 3, 4)]
     rows = [np.moveaxis(part, 1, -1).reshape(-1, 3) for part in whole]
-    assert found == pytest.approx(similarity((rows[1] + rows[3]) / 2, rows[2]), abs=1e-6)
+    assert found == pytest.approx(similarity((rows[0] + rows[2]) / 2, rows[1]), abs=1e-6)
 
 
 def test_an_untrained_network_has_the_statistics_of_the_pictures():
@@ -91,10 +93,10 @@ def test_curves_count_what_stays():
     """A network that tells whether a picture is brighter on the left: a turn by 180 degrees changes every class."""
 
     def sides(x):
-        halves = paddle.stack([x[..., :8].mean([1, 2, 3]), x[..., 8:].mean([1, 2, 3])], 1)
-        return halves[:, :, None, None]
+        halves = paddle.nn.functional.avg_pool2d(x.mean(1, keepdim=True), [16, 8])
+        return halves.reshape([len(x), -1, 2]).transpose([0, 2, 1])[:, :, None]
 
-    left = Network("left", True, 16, sides, lambda features: features)
+    left = Network("left", True, 16, 0, sides, lambda features: features)
     labels = (IMAGES[..., :8].mean((1, 2, 3)) < IMAGES[..., 8:].mean((1, 2, 3))).astype(np.int64)
     labels[0] = 1 - labels[0]
     found = describe([left], IMAGES, labels)
@@ -114,6 +116,7 @@ def test_a_resnet_of_paddle_with_and_without_weights(tmp_path):
     x = paddle.to_tensor(IMAGES)
     features = given.maps(IMAGES)
     assert features.shape == (4, 512, 1, 1) and given.trained and given.name == "resnet18"
+    assert (given.stride, given.reach) == (32, (435 - 1) // 2)  # Araujo et al. 2019 give a field of 435 pixels
     np.testing.assert_array_equal(given.classify(features[..., 0, 0]), model(x).argmax(-1).numpy())
     paddle.save(ConvMixer(4, 1).state_dict(), str(tmp_path / "mixer.pdparams"))
     with pytest.raises(UserError, match="mixer.pdparams is not a resnet18 as Paddle saves it"):

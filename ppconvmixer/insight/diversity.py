@@ -20,15 +20,17 @@ COLUMNS = ("positions", "channels", "rank", "added", "along", "cka below", "cka 
 def position_similarity(features: np.ndarray) -> float:
     """Return the mean cosine of the features of two positions of a picture, over all pairs and pictures.
 
-    1: every position says the same. A position whose features are all 0 is like none.
+    1: every position says the same, as where there is but one. A position whose features are all 0 is like none.
 
     Args:
-        features: (N, C, H, W), with two positions or more.
+        features: (N, C, H, W).
     """
     rows = features.reshape(*features.shape[:2], -1).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     units = _divide(rows, np.broadcast_to(norms, rows.shape))
     count = rows.shape[2]
+    if count == 1:
+        return 1.0
     # The cosines of all pairs, a position with itself among them, are the squared length of the sum of the units.
     pairs = (units.sum(2) ** 2).sum(1) - (units**2).sum((1, 2))
     return float(pairs.mean() / (count * (count - 1)))
@@ -95,7 +97,7 @@ def describe(model: ConvMixer, images: np.ndarray) -> dict[str, Any]:
     """Return figures of every layer's map on pictures, as JSON can write them.
 
     Args:
-        images: float32 (N, in_chans, H, W), with two positions or more.
+        images: float32 (N, in_chans, H, W).
 
     Returns:
         Of each of ``layers``: ``positions``, see ``position_similarity``; ``channels``, see ``channel_correlation``;

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from .. import figures
+from ..errors import UserError
 from ..files import PathLike
 from ..model import ConvMixer
 from . import maps
@@ -61,7 +62,7 @@ def gradients(model: ConvMixer, images: np.ndarray, size: Optional[int] = None) 
         float64 (depth + 1, size, size), each of sum 1.
 
     Raises:
-        UserError: the pictures are larger than ``size``.
+        UserError: the pictures are larger than ``size``, or a layer's map does not depend on them.
     """
     size = room(model, images.shape[-1]) if size is None else size
     images = maps.mirrored(images, size, size)
@@ -75,7 +76,12 @@ def gradients(model: ConvMixer, images: np.ndarray, size: Optional[int] = None) 
             summed = (output[:, :, middle, middle] * paddle.to_tensor(signs[start : start + BATCH])).sum()
             (gradient,) = paddle.grad(summed, batch, retain_graph=True)
             total[layer] += np.abs(gradient.numpy().astype(np.float64)).sum((0, 1))
-    return total / total.sum((1, 2), keepdims=True)
+    sums = total.sum((1, 2), keepdims=True)
+    if not (np.isfinite(sums) & (sums > 0)).all():
+        raise UserError(
+            "the network's maps do not depend on the pictures; it has dead layers, or weights beyond float32"
+        )
+    return total / sums
 
 
 def _middle(model: ConvMixer, size: int) -> int:

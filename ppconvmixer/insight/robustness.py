@@ -15,7 +15,7 @@ from .. import checkpoint, figures, zoo
 from ..errors import UserError, unknown
 from ..files import PathLike
 from ..model import ConvMixer
-from . import maps
+from . import maps, receptive_field
 
 BATCH = 64  # pictures at a time
 EQUIVARIANCE = 16  # pictures for it: their maps are compared position by position
@@ -33,6 +33,7 @@ class Network:
     Args:
         trained: whether its classes mean anything.
         stride: pixels of the picture from one position of the last map to the next.
+        reach: pixels that the field of a position goes beyond its own ``stride`` pixels, at most, to any side.
         features: (N, 3, H, W) to the last map, (N, C, H // stride, W // stride), in evaluation.
         head: (N, C) to logits.
     """
@@ -40,6 +41,7 @@ class Network:
     name: str
     trained: bool
     stride: int
+    reach: int
     features: Callable[[paddle.Tensor], paddle.Tensor]
     head: Callable[[paddle.Tensor], paddle.Tensor]
 
@@ -58,7 +60,8 @@ class Network:
 def of_convmixer(name: str, model: ConvMixer, trained: bool = True) -> Network:
     """Return a ConvMixer as what is measured here; it goes into evaluation."""
     model.eval()
-    return Network(name, trained, model.patch_size, model.forward_features, model.head)
+    reach = receptive_field.theoretical(model)[-1][1]
+    return Network(name, trained, model.patch_size, reach, model.forward_features, model.head)
 
 
 def untrained(name: str, images: np.ndarray) -> Network:
@@ -69,7 +72,7 @@ def untrained(name: str, images: np.ndarray) -> Network:
 
 
 def of_paddle(name: str, images: np.ndarray, weights: Optional[PathLike] = None) -> Network:
-    """Return a ResNet of ``paddle.vision.models``, made for ImageNet as it is there, with a stride of 32 pixels.
+    """Return a ResNet of ``paddle.vision.models``, made for ImageNet as it is there.
 
     Args:
         weights: its state as ``paddle.save`` writes it, or in safetensors with Paddle's names, which says how many
@@ -95,7 +98,18 @@ def of_paddle(name: str, images: np.ndarray, weights: Optional[PathLike] = None)
         model(x)
         return kept.pop()
 
-    return Network(name if weights else f"{name}, untrained", weights is not None, 32, features, model.fc)
+    return Network(name if weights else f"{name}, untrained", weights is not None, *_field(model), features, model.fc)
+
+
+def _field(model: nn.Layer) -> tuple[int, int]:
+    """Return stride and reach of the last map of a ResNet, see ``Network``."""
+    blocks = [block for part in (model.layer1, model.layer2, model.layer3, model.layer4) for block in part]
+    convolutions = [conv for block in blocks for name, conv in block.named_children() if name.startswith("conv")]
+    stride, reach = 1, 0
+    for kernel, step in [(7, 2), (3, 2), *((conv._kernel_size[0], conv._stride[0]) for conv in convolutions)]:
+        reach += kernel // 2 * stride  # the first two are the first convolution and the pooling
+        stride *= step
+    return stride, reach
 
 
 def _filled(make: Callable[..., nn.Layer], name: str, weights: PathLike) -> nn.Layer:
@@ -151,27 +165,26 @@ def equivariance(network: Network, images: np.ndarray, shifts: Sequence[int]) ->
 
     Pictures are extended to strips by mirroring, windows of which lie ever further to the right. A shift that is no
     multiple of the stride moves the map by a fraction of a position: there, it is interpolated linearly.
-    Positions that come from less than a picture's width away from the left and right edges of a window are left out.
-    Above and below, the edges are the same for all windows, and take no part in a difference.
+    As many positions are compared as a picture has, none of which sees the left or right edge of a window. Above and
+    below, the edges are the same for all windows, and take no part in a difference.
 
     Args:
         images: float32 (N, 3, H, W).
         shifts: pixels, 0 or more.
     """
     stride, (height, width) = network.stride, images.shape[2:]
-    margin = math.ceil(width / stride)  # positions, of the picture as well
-    further = math.ceil(max(shifts) / stride)
-    window = (3 * margin + further) * stride
+    count, margin, further = (math.ceil(pixels / stride) for pixels in (width, network.reach, max(shifts)))
+    window = (margin + count + further + margin) * stride
     strip = maps.mirrored(images, height, window + max(shifts))
     base = network.maps(strip[..., :window])
     found = []
     for shift in shifts:
-        moved = network.maps(strip[..., shift : shift + window])[..., margin : 2 * margin]
+        moved = network.maps(strip[..., shift : shift + window])[..., margin : margin + count]
         whole, part = divmod(shift, stride)
         start = margin + whole
-        wanted = base[..., start : start + margin]
+        wanted = base[..., start : start + count]
         if part:
-            after = base[..., start + 1 : start + 1 + margin]
+            after = base[..., start + 1 : start + 1 + count]
             wanted = wanted + part / stride * (after - wanted)
         found.append(similarity(_rows(wanted), _rows(moved)))
     return found
