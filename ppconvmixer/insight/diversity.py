@@ -188,7 +188,8 @@ def draw(facts: dict[str, Any], path: PathLike) -> None:
     ):
         panel.plot(*_curve(found, key), "o-", markersize=4, label="size, by the stream's")
         panel.set_title(title, fontsize="medium")
-        panel.set_ylim(None if key == "added" else 0, top)
+        if key != "added":
+            panel.set_ylim(0, top)
         panel.set_xticks(*ticks)
         panel.grid(alpha=0.3)
     panels[3].plot(*_curve(found, "along"), "C1o-", markersize=4, label="cosine with the stream")

@@ -92,7 +92,7 @@ def _squares(side: int) -> np.ndarray:
 
 
 def describe(model: ConvMixer) -> dict[str, Any]:
-    """Return figures of the kernels of every block, as JSON can write them.
+    """Return figures of the kernels of every block, of which there is one at least, as JSON can write them.
 
     Returns:
         Of each of ``layers``, over its kernels: ``norm``, the median of their Euclidean norms; ``norms``, their deciles
@@ -103,8 +103,9 @@ def describe(model: ConvMixer) -> dict[str, Any]:
         ``stem``: the norms of the filters of the patch embedding, and ``grey``, the share of their energy that all
         colours have in common.
     """
-    filters, found = embedding(model), []
-    for i, kernels in enumerate(depthwise(model)):
+    filters, layers, found = embedding(model), depthwise(model), []
+    side = layers[0].shape[-1]
+    for i, kernels in enumerate(layers):
         energy = energy_by_distance(kernels)
         norms = np.sqrt((kernels**2).sum((1, 2)))
         found.append(
@@ -114,7 +115,7 @@ def describe(model: ConvMixer) -> dict[str, Any]:
                 "norms": np.quantile(norms, np.linspace(0, 1, 11)).tolist(),
                 "centre": float(energy[:, 0].mean()),
                 "delta": float((energy[:, 0] > DELTA).mean()),
-                "radius": math.sqrt((_shares(kernels) * _squares(kernels.shape[-1])).sum((1, 2)).mean()),
+                "radius": math.sqrt((_shares(kernels) * _squares(side)).sum((1, 2)).mean()),
                 "symmetric": float(symmetric(kernels).mean()),
                 "blur": float(blur(kernels).mean()),
                 "energy": energy.mean(0).tolist(),
@@ -123,13 +124,13 @@ def describe(model: ConvMixer) -> dict[str, Any]:
     norms = np.sqrt((filters**2).sum((1, 2, 3)))
     grey = _divide((filters.mean(1) ** 2).sum((1, 2)) * filters.shape[1], norms**2)
     return {
-        "kernel_size": kernels.shape[-1] if found else None,
+        "kernel_size": side,
         "stem": {
             "norm": float(np.median(norms)),
             "norms": np.quantile(norms, np.linspace(0, 1, 11)).tolist(),
             "grey": float(grey.mean()),
         },
-        "noise": noise(kernels.shape[-1]) if found else None,
+        "noise": noise(side),
         "layers": found,
     }
 
