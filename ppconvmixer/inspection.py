@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, Optional
 
 from .arguments import (
     add_checkpoint,
@@ -49,7 +49,7 @@ def _add_network(command: argparse.ArgumentParser, name: str, pictures: int = 0)
     command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
 
 
-def _inputs(options: argparse.Namespace) -> list[str]:
+def _inputs(options: argparse.Namespace) -> list[Optional[str]]:
     """Return the files that a command reads."""
     return [getattr(options, name, None) for name in ("weights", "classes", "data")]
 

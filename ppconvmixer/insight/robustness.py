@@ -277,22 +277,23 @@ def table(facts: dict[str, Any]) -> str:
     width = max(map(len, names))
     lines = [f"{facts['pictures']} pictures of {facts['size']} pixels"]
 
-    def block(title: str, at: Sequence[float], rows: dict[str, Sequence[float]]) -> None:
-        chosen = sorted({round(i) for i in np.linspace(0, len(at) - 1, min(9, len(at)))})
+    def block(title: str, at: Sequence[float], chosen: Sequence[int], rows: dict[str, Sequence[float]]) -> None:
         lines.append("")
         lines.append(f"{title:{width + 12}}" + "".join(f"{at[i]:8.3g}" for i in chosen))
         for name, values in rows.items():
             lines.append(f"{name:{width + 12}}" + "".join(f"{values[i]:8.3f}" for i in chosen))
 
     rows = {network["name"]: network["equivariance"] for network in facts["networks"]}
-    block("equivariance, pixels", facts["at"]["equivariance"], rows)
+    shifts = facts["at"]["equivariance"]
+    block("equivariance, pixels", shifts, sorted({*range(5), *shifts[8::8], shifts[-1]}), rows)
     for move, unit in MOVES.items():
         rows = {
             f"{network['name']}: {key}": values
             for network in facts["networks"]
             for key, values in network[move].items()
         }
-        block(f"{move}, {unit}", facts["at"][move], rows)
+        at = facts["at"][move]
+        block(f"{move}, {unit}", at, range(0, len(at), math.ceil(len(at) / 9)), rows)
     return "\n".join(lines)
 
 
