@@ -27,7 +27,7 @@ def position_similarity(features: np.ndarray) -> float:
     """
     rows = features.reshape(*features.shape[:2], -1).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    units = _divide(rows, np.broadcast_to(norms, rows.shape))
+    units = maps.divide(rows, norms)
     count = rows.shape[2]
     if count == 1:
         return 1.0
@@ -85,12 +85,7 @@ def cka(features: Sequence[np.ndarray]) -> np.ndarray:
         for j, b in enumerate(centred[: i + 1]):
             shared[i, j] = shared[j, i] = np.linalg.norm(a.T @ b) ** 2
     own = np.sqrt(np.diag(shared))
-    return _divide(shared, np.outer(own, own))
-
-
-def _divide(part: Any, whole: Any) -> np.ndarray:
-    """Divide; what has a share of nothing has 0."""
-    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
+    return maps.divide(shared, np.outer(own, own))
 
 
 def describe(model: ConvMixer, images: np.ndarray) -> dict[str, Any]:
@@ -143,7 +138,7 @@ def _look(model: ConvMixer, images: np.ndarray) -> tuple[dict[str, np.ndarray], 
             for name, output in maps.outputs(model, paddle.to_tensor(images[start : start + BATCH])).items():
                 parts[name].append(output.numpy())
     added = {
-        name: {"added": float(np.sqrt(_divide(y, x))), "along": float(_divide(both, np.sqrt(x * y)))}
+        name: {"added": float(np.sqrt(maps.divide(y, x))), "along": float(maps.divide(both, np.sqrt(x * y)))}
         for name, (x, y, both) in sums.items()
     }
     return {name: np.concatenate(part) for name, part in parts.items()}, added

@@ -50,21 +50,16 @@ def symmetric(kernels: np.ndarray) -> np.ndarray:
     The average is the projection on what none of them changes: 1 is a kernel that looks the same from all sides.
     """
     images = [np.rot90(k, turns, (1, 2)) for k in (kernels, kernels.transpose(0, 2, 1)) for turns in range(4)]
-    return _divide((np.mean(images, 0) ** 2).sum((1, 2)), (kernels**2).sum((1, 2)))
+    return maps.divide((np.mean(images, 0) ** 2).sum((1, 2)), (kernels**2).sum((1, 2)))
 
 
 def blur(kernels: np.ndarray) -> np.ndarray:
     """Return the share of the energy that is the mean of the taps: 1 is a box blur, 0 an edge detector of any kind."""
-    return _divide(kernels.sum((1, 2)) ** 2 / kernels[0].size, (kernels**2).sum((1, 2)))
+    return maps.divide(kernels.sum((1, 2)) ** 2 / kernels[0].size, (kernels**2).sum((1, 2)))
 
 
 def _shares(kernels: np.ndarray) -> np.ndarray:
-    return _divide(kernels**2, (kernels**2).sum((1, 2), keepdims=True))
-
-
-def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Divide energies; a kernel of zeros has no share of anything."""
-    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
+    return maps.divide(kernels**2, (kernels**2).sum((1, 2), keepdims=True))
 
 
 def noise(side: int) -> dict[str, Any]:
@@ -122,7 +117,7 @@ def describe(model: ConvMixer) -> dict[str, Any]:
             }
         )
     norms = np.sqrt((filters**2).sum((1, 2, 3)))
-    grey = _divide((filters.mean(1) ** 2).sum((1, 2)) * filters.shape[1], norms**2)
+    grey = maps.divide((filters.mean(1) ** 2).sum((1, 2)) * filters.shape[1], norms**2)
     return {
         "kernel_size": side,
         "stem": {
@@ -231,7 +226,7 @@ def _some(kernels: np.ndarray) -> np.ndarray:
 def _own_scale(kernels: np.ndarray) -> np.ndarray:
     """Divide every kernel by its largest absolute value; one of zeros stays."""
     largest = np.abs(kernels).max(axis=tuple(range(1, kernels.ndim)), keepdims=True)
-    return _divide(kernels, np.broadcast_to(largest, kernels.shape))
+    return maps.divide(kernels, largest)
 
 
 def _rgb(filters: np.ndarray) -> np.ndarray:

@@ -80,6 +80,12 @@ def mirrored(images: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.pad(images, [(0, 0), (0, 0), *[(n // 2, n - n // 2) for n in added]], mode="symmetric")
 
 
+def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return ``part / whole`` in float64, and 0 where ``whole`` is: what has nothing has a share of nothing."""
+    part, whole = np.broadcast_arrays(part, whole)
+    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
+
+
 def ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
     """Return places and labels for an axis of layers, at most twelve: the stem by name, the blocks by number."""
     places = list(range(0, len(names), math.ceil(len(names) / 12)))

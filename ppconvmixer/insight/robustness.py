@@ -157,7 +157,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
     centre = a.mean(0, dtype=np.float64)
     a, b = a - centre, b - centre
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0).mean())
+    return float(maps.divide((a * b).sum(1), norms).mean())
 
 
 def equivariance(network: Network, images: np.ndarray, shifts: Sequence[int]) -> list[float]:
