@@ -144,5 +144,6 @@ def test_inspect_robustness(tmp_path, capsys, tiny_weights, class_folders):
     assert run(*command[:-3], unlabelled) == 0
     table = capsys.readouterr().out
     assert table.startswith("2 pictures of 32 pixels\n") and "agreement" in table and "accuracy" not in table
+    assert "one picture is too few" in refused(capsys, *command[:-1], 1)
     said = refused(capsys, *command, "--against-weights", "x.pdparams")
     assert "--against is missing" in said

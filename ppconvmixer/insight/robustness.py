@@ -229,7 +229,7 @@ def describe(networks: Sequence[Network], images: np.ndarray, labels: Optional[n
     """Measure networks on moved pictures, as JSON can write it.
 
     Args:
-        images: float32 (N, 3, S, S).
+        images: float32 (N, 3, S, S), two or more.
         labels: int64 (N,), where they are known.
 
     Returns:
@@ -237,7 +237,14 @@ def describe(networks: Sequence[Network], images: np.ndarray, labels: Optional[n
         the longest stride. Of each of ``networks``: ``equivariance``, see the function; and for every move a curve of
         ``similarity`` of the averaged last map to that of the picture as it is, and where the network is trained of
         ``agreement``, the share of pictures that keep their class, and of ``accuracy``, where labels are known.
+
+    Raises:
+        UserError: there are fewer than two pictures.
     """
+    if len(images) < 2:
+        raise UserError(
+            "one picture is too few: features are compared less their mean over the pictures; give two or more"
+        )
     at = amounts(images.shape[-1])
     shifts = list(range(max(8, *(network.stride for network in networks)) + 1))
     found = []
