@@ -165,6 +165,27 @@ def read_pictures(paths: Sequence[str]) -> list[Any]:
     return pictures
 
 
+def read_labelled(data: str, network: Trained, count: int) -> tuple[Any, Any]:
+    """Return the network's input as ``read_images`` does, and the labels, int64.
+
+    The labels are None, unless every picture lies in a folder that is called like one of the network's classes.
+    """
+    import numpy as np
+
+    from . import datasets, sources
+    from .loader import Samples, some
+    from .transforms import eval_transform
+
+    pictures = datasets.unlabelled(sources.open_source(data))
+    count = min(count, len(pictures))
+    pictures = pictures.subset(np.linspace(0, len(pictures) - 1, count).round().astype(int))
+    images = some(Samples(pictures, eval_transform(network.input), network.input.size), count)
+    number = {name: i for i, name in enumerate(network.classes or ())}
+    folders = [Path(name).parent.name for name in pictures.names]
+    labels = np.array([number[name] for name in folders], np.int64) if number.keys() >= set(folders) else None
+    return images, labels
+
+
 def check_picture(path: Optional[str], inputs: Sequence[Optional[str]] = ()) -> None:
     """Find out before the work, not after it, that a picture cannot be drawn to where it should go, if anywhere."""
     if path:

@@ -1,0 +1,92 @@
+"""The maps that the layers of a network give for pictures, taken by hooks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Callable
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ..errors import UserError
+from ..model import ConvMixer
+
+
+def layers(model: ConvMixer) -> dict[str, nn.Layer]:
+    """Return the stem and the blocks by name, in the order of the way of the data."""
+    return {"stem": model.stem, **{f"block {i}": block for i, block in enumerate(model.blocks)}}
+
+
+@contextlib.contextmanager
+def watched(parts: Mapping[str, nn.Layer], see: Callable[[str, paddle.Tensor, paddle.Tensor], None]) -> Iterator[None]:
+    """Call ``see(name, input, output)`` whenever one of ``parts`` has computed.
+
+    A network with hooks is computed by its layers, not by the CPU operator, which has none to look into.
+    """
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(layer: nn.Layer, inputs: tuple[paddle.Tensor, ...], output: paddle.Tensor) -> None:
+            see(name, inputs[0], output)
+
+        return look
+
+    handles = [part.register_forward_post_hook(hook(name)) for name, part in parts.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Layer) -> Iterator[None]:
+    """Put a network into evaluation, and back into training afterwards if it came from there."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+def outputs(model: ConvMixer, images: paddle.Tensor) -> dict[str, paddle.Tensor]:
+    """Return what every one of ``layers`` gives in evaluation, (N, dim, H // patch_size, W // patch_size) each.
+
+    Args:
+        images: (N, in_chans, H, W); with ``stop_gradient`` False, gradients of the maps lead back to them.
+    """
+    found: dict[str, paddle.Tensor] = {}
+    with evaluating(model), watched(layers(model), lambda name, _, output: found.update({name: output})):
+        model.forward_features(images)
+    return found
+
+
+def mirrored(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return pictures (N, C, H, W) extended to ``height`` x ``width`` by what a mirror at their edges shows.
+
+    What is added is the same on both sides; an odd pixel goes below and right.
+
+    Raises:
+        UserError: the pictures are larger.
+    """
+    added = height - images.shape[2], width - images.shape[3]
+    if min(added) < 0:
+        wanted = f"{images.shape[2]} x {images.shape[3]}"
+        raise UserError(f"{height} x {width} pixels are less than the pictures have; want {wanted} or more")
+    return np.pad(images, [(0, 0), (0, 0), *[(n // 2, n - n // 2) for n in added]], mode="symmetric")
+
+
+def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return ``part / whole`` in float64, and 0 where ``whole`` is: what has nothing has a share of nothing."""
+    part, whole = np.broadcast_arrays(part, whole)
+    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
+
+
+def ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Return places and labels for an axis of layers, at most twelve: the stem by name, the blocks by number."""
+    places = list(range(0, len(names), math.ceil(len(names) / 12)))
+    return places, [names[i].removeprefix("block ") for i in places]
