@@ -358,6 +358,28 @@ def test_what_is_no_picture_is_said_and_the_next_one_is_classified(opened, tmp_p
     assert len(classes(browser, drop, tmp_path / "next.png")) == 5
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("CanvasRenderingContext2D.prototype.getImageData = () => new ImageData(1, 1)", "hides pixels from pages"),
+        ("WebGLRenderingContext.prototype.getError = () => 1285", "does not tell its colours"),
+    ],
+    ids=["canvas", "WebGL"],
+)
+def test_pixels_that_cannot_be_had_become_no_other_picture(opened, tmp_path, broken, said):
+    browser, _ = opened
+    (tmp_path / "a.png").write_bytes(translucent(picture(4)))
+    name = broken.split(" = ")[0]
+    browser.value(f"window.kept = {name}; {broken}; 0")
+    try:
+        drop(browser, tmp_path / "a.png")
+        assert said in browser.wait(f"document.querySelector('.wrong') && {STATUS}")
+        assert browser.value("document.getElementById('result').hidden")
+    finally:
+        browser.value(f"{name} = window.kept; 0")
+    assert len(classes(browser, drop, tmp_path / "a.png")) == 5
+
+
 def test_the_keyboard_reaches_the_file(opened):
     browser, _ = opened
     for kind in ("keyDown", "keyUp"):
