@@ -23,7 +23,7 @@ function sinc(x) {
  * Return the network's input, RGB, as a Uint8ClampedArray of size x size x 3.
  *
  * @param width, height - of the picture
- * @param rows - function (top, count) that returns rows of the picture, RGBA, a byte a channel; the last is not looked at
+ * @param rows - function (top, count) that returns rows of the picture, RGBA, a byte a channel; A is not looked at
  * @param input - size, crop_pct and interpolation, as model.json has them
  */
 export function evalCrop(width, height, rows, { size, crop_pct, interpolation }) {
@@ -53,7 +53,7 @@ export function evalCrop(width, height, rows, { size, crop_pct, interpolation })
   return square;
 }
 
-/** Return the sum of every step-th value from a place on, each by its weight; the array it goes to cuts off at 0 and 255. */
+/** Return the sum of every step-th value from a place on, each by its weight; it may lie beyond 0 and 255. */
 function weigh(values, from, step, weights) {
   let sum = 1 << (BITS - 1);
   for (let i = 0; i < weights.length; i++, from += step) sum += values[from] * weights[i];
@@ -63,7 +63,7 @@ function weigh(values, from, step, weights) {
 /**
  * Return what the middle pixels of a line are made of when it is brought from one length to another.
  *
- * @returns for each of them, the first pixel of the old line that counts, and the weights of that and the following ones
+ * @returns for each of them, the first pixel of the old line that counts, and the weights of that and those after it
  */
 function taps(before, after, size, interpolation) {
   const scale = before / after;

@@ -11,7 +11,7 @@ const element = (id) => document.getElementById(id);
 
 // --- the network ------------------------------------------------------------------------------------
 
-/** Return what model.json says, with run: a function of the network's input that returns the probability of every class. */
+/** Return what model.json says, and run: a function of the network's input that gives each class's probability. */
 async function load() {
   const about = await (await get("model.json")).json();
   element("about").textContent = `${about.model}, ${about.classes.length.toLocaleString("en")} classes`;
@@ -86,7 +86,9 @@ function showClasses(probabilities, classes) {
 
 // --- one picture after the other --------------------------------------------------------------------
 
-let network = null;
+say("Loading the network.");
+const network = load();
+network.then(() => say("Ready."), explain);
 let work = Promise.resolve(); // the pictures that wait
 
 /** Classify a file once those before it are done. */
@@ -142,7 +144,3 @@ document.addEventListener("drop", (event) => {
   take(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => take(event.clipboardData.files));
-
-say("Loading the network.");
-network = load();
-network.then(() => say("Ready."), explain);

@@ -10,7 +10,7 @@ export async function unturned(file) {
   return new Blob(withoutExif(bytes), { type: file.type });
 }
 
-/** Return the parts of a file without EXIF data of a JPEG or PNG: no browser has a lasting way to ignore the orientation. */
+/** Return the parts of a file without EXIF data of a JPEG or PNG: browsers turn the picture whatever they are told. */
 export function withoutExif(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const parts = [];
