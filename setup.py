@@ -17,11 +17,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     # The recipes and the small checkpoints stand beside the package in a clone and inside it when installed.
-    packages=["ppconvmixer", "ppconvmixer.insight", "ppconvmixer.ops", "ppconvmixer.configs", "ppconvmixer.weights"],
+    packages=["ppconvmixer", *(f"ppconvmixer.{part}" for part in ("insight", "ops", "web", "configs", "weights"))],
     package_dir={"ppconvmixer.configs": "configs", "ppconvmixer.weights": "weights"},
     package_data={
         "ppconvmixer": ["manifest.json"],
         "ppconvmixer.insight": ["*.json"],
+        "ppconvmixer.web": ["*.html", "*.css", "*.mjs"],
         "ppconvmixer.ops": ["*.cpp", "*.h"],
         "ppconvmixer.configs": ["*.yaml"],
         "ppconvmixer.weights": ["*.pdparams", "*.json", "*.md"],
