@@ -56,9 +56,9 @@ UNMOVED = 0.05
 STRAIGHT = 0.5
 """Fall of the loss over the last third of all the learning rate spent, by that over the first. At a fitting rate the
 first third takes nearly all (20 : 1 in a healthy run of ours); in a run too slow, every third takes the same."""
-SMALL_STEP = 1e-4
-"""Step of a weight by the size of the weights, a tenth of the rule of thumb of 1e-3 (Karpathy's "babysitting the
-learning process", CS231n)."""
+SHORT_WAY = 0.1
+"""Length of all steps of a run together, by the size of the weights, at which they are still much what they were drawn
+as. (A single step is usually a thousandth: Karpathy's "babysitting the learning process", CS231n.)"""
 EXPLODED = 10.0
 """Norm of the gradient, by its median in the steps before (Pascanu et al. 2013, "On the difficulty of training
 recurrent neural networks": clipping works from half to ten times the average norm, so what lies beyond is cut for
@@ -195,14 +195,17 @@ def rate_too_low(run: Evidence) -> Optional[Finding]:
     levels = [start, *(losses[max(0, end - width) : end + 1].mean() for end in thirds)]
     first, last = levels[0] - levels[1], levels[2] - levels[3]
     step = _step_size(run)
+    way = None if step is None else step * float(spent[-1] / rates.max())
     straight = UNMOVED < lost < LITTLE and last >= STRAIGHT * first
-    if not straight and not (abs(lost) <= UNMOVED and step is not None and step < SMALL_STEP):
+    if not straight and not (abs(lost) <= UNMOVED and way is not None and way < SHORT_WAY):
         return None
     lines = [f"the training loss went from {start:.3g} to {parts[-1]:.3g} in the whole run"]
     if straight:
         lines.append(f"the last third of the learning rate spent took off {last:.2g}, the first third {first:.2g}")
     if step is not None:
-        lines.append(f"a step changes the weights by about {100 * step:.2g} % at most")
+        lines.append(
+            f"a step changes the weights by about {100 * step:.2g} % at most, all together by {100 * way:.2g} %"
+        )
     return Finding(tuple(lines), (Advice("take larger steps", remedies.rate(run, 10)), *remedies.longer(run)))
 
 
