@@ -44,7 +44,7 @@ def _schedule(options: argparse.Namespace) -> None:
 
 def _add_diagnose(aspects: Any) -> None:
     command = add_command(aspects, _diagnose, "diagnose", "name what ails a run of finetune, and what to change")
-    command.add_argument("run", metavar="RUN", help="its folder; or a folder or file of VisualDL records, for less")
+    command.add_argument("folder", metavar="RUN", help="its folder; or a folder or file of VisualDL records, for less")
     command.add_argument(
         "--data", metavar="DIR|TAR", help="where its pictures are now (default: where its recipe says they are)"
     )
@@ -59,8 +59,8 @@ def _add_diagnose(aspects: Any) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     from .insight import diagnose, evidence
 
-    check_picture(options.output, [options.run])
-    run = evidence.gather(Path(options.run), options.data, options.limit)
+    check_picture(options.output, [options.folder])
+    run = evidence.gather(Path(options.folder), options.data, options.limit)
     facts = diagnose.describe(run)
     if options.output:
         diagnose.draw(run, facts, options.output)

@@ -14,7 +14,7 @@ from ppconvmixer import UserError, callbacks, card, checkpoint, datasets, finetu
 from ppconvmixer.files import shipped
 from ppconvmixer.insight import diagnose, diseases, remedies
 from ppconvmixer.insight.evidence import Evaluations, Evidence, gather
-from ppconvmixer.insight.examination import BATCH, Norm, _batch, _norms
+from ppconvmixer.insight.examination import BATCH, Examination, Norm, _batch, _norms
 from ppconvmixer.stopping import Stopped
 
 SMALL = "convmixer_16_2_ks3_p4"
@@ -359,6 +359,16 @@ def test_a_validation_loss_that_rises_is_overfitting():
     assert found.evidence == (
         "the validation loss rose from 0.7 in epoch 3 to 0.9 at last, while the training loss fell from 0.68 to 0.2",
     )
+
+
+def test_a_gap_within_the_error_of_a_sample_is_none():
+    told = Evaluations(np.array([1, 2]), np.ones(2), np.full(2, 0.89), np.ones(2), np.full(2, 0.9), 1)
+    probabilities = np.tile([0.9, 0.1], (1000, 1))
+    labels = (np.arange(1000) < 36).astype(int)  # 96.4 % right: a gap of two thirds, and a standard error of 0.6 %
+    for total, expected in ((50_000, False), (1000, True)):
+        found = Examination(("x",) * 1000, labels, probabilities, total, (), 0.9, 0.9, 256)
+        finding = diseases.overfitting(Evidence("x", {}, evaluations=told, examination=found))
+        assert (finding is not None) is expected
 
 
 def test_dead_units_are_counted_against_the_median_channel():

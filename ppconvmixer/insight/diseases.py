@@ -227,7 +227,8 @@ def overfitting(run: Evidence) -> Optional[Finding]:
             f"while the training loss fell from {told.train_loss[low]:.3g} to {told.train_loss[-1]:.3g}"
         )
     train, gap = _fit(run)
-    if gap >= GAP and gap >= GAP_SHARE * (1 - told.top1[told.best]):
+    sure = gap - 2 * _sampling_error(run)
+    if sure >= GAP and sure >= GAP_SHARE * (1 - told.top1[told.best]):
         lines.append(
             f"in epoch {told.best + 1}, {100 * told.top1[told.best]:.1f} % of the validation pictures are told right, "
             f"{100 * train:.1f} % of the training pictures {_how(run)}"
@@ -242,7 +243,7 @@ def underfitting(run: Evidence) -> Optional[Finding]:
     """Not even the training pictures are told right."""
     told = run.evaluations
     train, gap = _fit(run)
-    if 1 - train < UNFIT or gap > (1 - GAP_SHARE) * (1 - told.top1[told.best]):
+    if 1 - train - 2 * _sampling_error(run) < UNFIT or gap > (1 - GAP_SHARE) * (1 - told.top1[told.best]):
         return None
     _must_be_finished(run)
     _must_be_seen_plain(run)
@@ -542,6 +543,15 @@ def _fit(run: Evidence) -> tuple[float, float]:
     told = run.evaluations
     train = float(run.examination.top1 if run.examination else told.train_top1[told.best])
     return train, train - float(told.top1[told.best])
+
+
+def _sampling_error(run: Evidence) -> float:
+    """Return the standard error of the accuracy on training pictures, which is that of a sample of them."""
+    found = run.examination
+    if found is None:
+        return 0.0
+    count, total = len(found.labels), found.total
+    return math.sqrt(found.top1 * (1 - found.top1) / count * (1 - count / total))
 
 
 def _how(run: Evidence) -> str:
