@@ -247,8 +247,11 @@ def underfitting(run: Evidence) -> Optional[Finding]:
         return None
     _must_be_finished(run)
     _must_be_seen_plain(run)
-    for name, other in (("diverging", diverging), ("learning rate too high", rate_too_high)):
-        if other(run):
+    for name, other in (
+        *(("diverging", diverging), ("learning rate too high", rate_too_high)),
+        ("learning rate too low", rate_too_low),
+    ):
+        if run.rates is not None and other(run):
             raise NotJudged(f"see first: {name}")
     if run.examination and statistics_off(run):
         raise NotJudged("see first: batch-norm statistics off")
@@ -256,11 +259,11 @@ def underfitting(run: Evidence) -> Optional[Finding]:
         f"in epoch {told.best + 1}, {100 * train:.1f} % of the training pictures are told right {_how(run)}, "
         f"{100 * told.top1[told.best]:.1f} % of the validation pictures"
     ]
-    advice = list(remedies.capacity(run))
+    advice = [*remedies.capacity(run), *remedies.longer(run)]
     parts = _parts(run)
     if parts[-1] < (1 - 5 * FLAT) * parts[-6:-3].mean():
         lines.append(f"the training loss still fell at the end, from {parts[-6:-3].mean():.3g} to {parts[-1]:.3g}")
-        advice = [*remedies.longer(run), *advice]
+        advice = [advice[-1], *advice[:-1]]
     return Finding(tuple(lines), tuple(advice))
 
 
