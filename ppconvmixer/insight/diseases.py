@@ -259,12 +259,13 @@ def underfitting(run: Evidence) -> Optional[Finding]:
         f"in epoch {told.best + 1}, {100 * train:.1f} % of the training pictures are told right {_how(run)}, "
         f"{100 * told.top1[told.best]:.1f} % of the validation pictures"
     ]
-    advice = [*remedies.capacity(run), *remedies.longer(run)]
+    capacity, longer = remedies.capacity(run), remedies.longer(run)
+    advice = (*capacity, *longer)
     parts = _parts(run)
     if parts[-1] < (1 - 5 * FLAT) * parts[-6:-3].mean():
         lines.append(f"the training loss still fell at the end, from {parts[-6:-3].mean():.3g} to {parts[-1]:.3g}")
-        advice = [advice[-1], *advice[:-1]]
-    return Finding(tuple(lines), tuple(advice))
+        advice = (*longer, *capacity)
+    return Finding(tuple(lines), advice)
 
 
 # --- the network ---------------------------------------------------------------------------------------
