@@ -18,7 +18,7 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from . import card, checkpoint, distributed, per_class, prune, run_state
+from . import card, checkpoint, distributed, per_class, prune, run_folder, run_state
 from .curves import VisualDL, loss_of
 from .engines import Dygraph
 from .errors import UserError
@@ -42,9 +42,9 @@ class Count(paddle.callbacks.Callback):
     So a run that goes on in the middle of an epoch draws and counts what an unbroken one does.
     """
 
-    def __init__(self, state: RunState, seed: int):
+    def __init__(self, state: RunState, data: Epochs, seed: int):
         super().__init__()
-        self.state, self.seed = state, seed
+        self.state, self.data, self.seed = state, data, seed
 
     def on_epoch_begin(self, epoch: int, logs: Optional[dict] = None) -> None:
         (accuracy,) = self.model._metrics
@@ -58,6 +58,7 @@ class Count(paddle.callbacks.Callback):
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
         state, now = self.state, time.monotonic()
         state.epoch_seconds += now - self.since
+        state.waiting_seconds += self.data.waited
         self.since = now
         state.loss_sum += loss_of(logs)
         (accuracy,) = self.model._metrics
@@ -71,6 +72,7 @@ class Count(paddle.callbacks.Callback):
             "loss": state.loss_sum / state.step,
             "top1": state.hits / state.images,
             "images_per_second": state.images * distributed.WORLD / state.epoch_seconds,
+            "waiting": state.waiting_seconds / state.epoch_seconds,
         }
         state.end_epoch()
 
@@ -104,7 +106,7 @@ class Check(paddle.callbacks.Callback):
             return
         loss, indices = bad[0]
         names = [self.data.batches[0].samples.pictures.names[i] for i in indices]
-        file = self.folder / "not_finite.txt"
+        file = self.folder / run_folder.NOT_FINITE
         if not distributed.RANK:
             write_text(file, "".join(f"{name}\n" for name in names))
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -21,18 +21,18 @@ from .errors import printable
 from .evaluate import Evaluation
 from .loader import Samples
 from .recipe import Recipe
-from .records import Records
+from .records import FILE, LAYERS, Records
 from .run_state import RunState
 
 logger = logging.getLogger("ppconvmixer")
 
-FILE = "vdlrecords.run.log"
 PICTURES = 8  # whose activations are shown
 BUCKETS = 30  # of a histogram
+EVERY = 10  # steps from one point of the curves of all layers to the next; 34 layers would otherwise fill the file
 
 
 class VisualDL(paddle.callbacks.Callback):
-    """Draws loss, accuracy, learning rate, gradient norm and throughput; once, augmented pictures, recipe and graph.
+    """Draws loss, accuracy, learning rate, gradient norms and throughput; once, augmented pictures, recipe and graph.
 
     VisualDL shows one file of a folder, the newest by name, so a run has one and goes on in it.
 
@@ -72,14 +72,16 @@ class VisualDL(paddle.callbacks.Callback):
 
     def on_train_batch_end(self, step: int, logs: Any = None) -> None:
         figures = {"loss": loss_of(logs), "top1": logs["top1"], "learning_rate": self.learning_rate}
-        norm = self.model.gradient_norm()
-        self.add("train", self.state.steps, figures if norm is None else {**figures, "gradient_norm": norm})
+        norm, step = self.model.gradient_norm(), self.state.steps
+        self.add("train", step, figures if norm is None else {**figures, "gradient_norm": norm})
+        if norm is not None and step % EVERY == 1:
+            self.add(LAYERS, step, self.model.layer_norms())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         names = ("loss", "top1", "top5", "images_per_second")
         for part, metrics in (("eval", self.state.metrics), ("eval_ema", self.state.ema_metrics)):
             self.add(part, self.state.epochs, {name: metrics[name] for name in names if metrics})
-        self.add("train", self.state.epochs, {"images_per_second": logs["train"]["images_per_second"]})
+        self.add("train", self.state.epochs, {name: logs["train"][name] for name in ("images_per_second", "waiting")})
 
     def add(self, part: str, step: int, figures: Mapping[str, float]) -> None:
         """Add a point to every curve of ``figures``."""

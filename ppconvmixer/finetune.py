@@ -101,6 +101,7 @@ def finetune(
                 run_folder.clear(folder, overwrite or resume)
             if saved is None or changed:
                 run_folder.describe(folder, recipe, pictures)
+            (folder / run_folder.NOT_FINITE).unlink(missing_ok=True)  # going on, the run gets another chance
         distributed.gather(None)  # nobody goes on before the folder is ready
         block.enter_context(_logged(folder / "log.txt"))
         wish = block.enter_context(StopWish())
@@ -174,7 +175,7 @@ def _train(
         paddle.callbacks.LRScheduler(),  # Paddle would put it last, after the state was saved
         c.Thaw(state, recipe),
         c.Evaluate(state, judge, recipe, amp, wish),
-        c.Count(state, settings.seed),
+        c.Count(state, data, settings.seed),
         c.Check(state, data, folder),
         *([c.KeepZeros()] if recipe.finetune.keep_zeros else []),
         *([c.Average(state, settings.ema)] if settings.ema else []),

@@ -21,12 +21,14 @@ class Gradients(paddle.nn.ClipGradByGlobalNorm):
 
     norm: Optional[paddle.Tensor] = None
     """Of the last step, float32; who reads it may set it back."""
+    squares: dict[str, paddle.Tensor]
+    """Of every parameter that had a gradient in the last step, by Paddle's name, its square, float32."""
 
     def __init__(self, clip_norm: Optional[float]):
         super().__init__(clip_norm or math.inf)
-        self.cuts = clip_norm is not None
+        self.cuts, self.squares = clip_norm is not None, {}
 
     def __call__(self, params_grads: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-        squares = [g.astype("float32").square().sum() for _, g in params_grads if g is not None]
-        self.norm = paddle.add_n(squares).sqrt() if squares else None
+        self.squares = {p.name: g.astype("float32").square().sum() for p, g in params_grads if g is not None}
+        self.norm = paddle.add_n(list(self.squares.values())).sqrt() if self.squares else None
         return super().__call__(params_grads) if self.cuts else params_grads

@@ -48,6 +48,11 @@ def layer_id(name: str, depth: int) -> int:
     return 0 if part == "stem" else depth + 1
 
 
+def layer_name(layer: int, depth: int) -> str:
+    """Return what to call the layer with that ``layer_id``: stem, block 0, block 1, ..., head."""
+    return "stem" if layer == 0 else "head" if layer > depth else f"block {layer - 1}"
+
+
 class Residual(nn.Layer):
     """``x + fn(x)``; in training, a picture does without ``fn`` by the chance ``drop_path``, in [0, 1).
 

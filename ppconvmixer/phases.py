@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
@@ -28,13 +29,14 @@ class Epochs:
         skip: steps of the next pass that are done already.
         counts: steps of every epoch.
         current: int64, the pictures of the step under work.
+        waited: seconds that step waited for its pictures.
     """
 
     def __init__(self, batches: Sequence[TrainBatches], accumulate: int = 1):
         self.batches, self.accumulate = batches, accumulate
         self.epoch = self.skip = 0
         self.counts = [-(-len(part) // accumulate) for part in batches]
-        self.current = np.empty(0, np.int64)
+        self.current, self.waited = np.empty(0, np.int64), 0.0
 
     def __len__(self) -> int:
         """Return the steps of the next pass; ``fit`` asks, but goes by the iterator."""
@@ -46,13 +48,13 @@ class Epochs:
         self.epoch, self.skip = self.epoch + 1, 0
         each = iter(batches)
         while True:
-            parts, pictures = [], []
+            parts, pictures, since = [], [], time.monotonic()
             for batch in itertools.islice(each, self.accumulate):
                 parts.append(batch)
                 pictures.append(batches.current)
             if not parts:
                 return
-            self.current = np.concatenate(pictures)
+            self.current, self.waited = np.concatenate(pictures), time.monotonic() - since
             yield [column[0][np.newaxis] if len(parts) == 1 else np.stack(column) for column in zip(*parts)]
 
 

@@ -447,6 +447,27 @@ def from_dict(tree: Mapping[str, Any]) -> Recipe:
     return _parse(Recipe, tree, "")
 
 
+def from_yaml(text: str) -> Recipe:
+    """Return the recipe that ``Recipe.to_yaml`` wrote.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    return from_dict(_mapping(_yaml(text), "the recipe"))
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """Return a recipe with overrides of the form that ``load`` takes.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    tree = recipe.to_dict()
+    for text in overrides:
+        _override(tree, text)
+    return from_dict(tree)
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Return a line ``key: old -> new`` for every setting that differs."""
     a, b = old.settings(), new.settings()

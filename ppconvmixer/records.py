@@ -10,6 +10,9 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+FILE = "vdlrecords.run.log"
+LAYERS = "gradient norm"
+"""The group of curves with the gradient norm of every layer."""
 STEPS = "train/loss"
 """The curve with a point every step of the run."""
 _HEADER = struct.Struct("<Q")  # before every record, its length

@@ -124,7 +124,7 @@ def _classes(records: Records, epoch: int) -> Iterator[tuple[str, str, str]]:
     text = records.others["text"].get(CONFUSION, {}).get(epoch)
     if text is None:
         return
-    cells, names = _read(text.encoded_text_string)
+    cells, names = read_cells(text.encoded_text_string)
     yield "confusion", f"Confusion matrix of epoch {epoch}", _row(_matrix(cells, names), _mistakes(cells, names))
     yield "classes", f"Accuracy of the classes, epoch {epoch}", _accuracies(cells, names)
     curves = {}
@@ -136,7 +136,7 @@ def _classes(records: Records, epoch: int) -> Iterator[tuple[str, str, str]]:
     yield "precision", f"Precision over recall, epoch {epoch}", _row(*charts)
 
 
-def _read(table: str) -> tuple[np.ndarray, dict[int, str]]:
+def read_cells(table: str) -> tuple[np.ndarray, dict[int, str]]:
     """Return the cells of a confusion matrix and the names of its classes."""
     rows = list(csv.reader(io.StringIO(table)))[1:]
     names: dict[int, str] = {}

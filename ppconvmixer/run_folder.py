@@ -27,8 +27,10 @@ from .files import sha256, table_path, write_text
 from .recipe import Recipe
 from .run_state import Saved
 
+NOT_FINITE = "not_finite.txt"
+"""Names the pictures of the batch whose loss was no number, where that ended the run."""
 RUN_FILES = (
-    *("recipe.yaml", "pictures.csv", "environment.json", "log.txt", "visualdl", "result.json", "not_finite.txt"),
+    *("recipe.yaml", "pictures.csv", "environment.json", "log.txt", "visualdl", "result.json", NOT_FINITE),
     *("report.html", "best.pdparams", "best.json", "last.pdparams", "last.json"),
 )
 """What a run folder holds beside the states; ``--overwrite`` removes these and nothing else."""
@@ -134,7 +136,7 @@ def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str],
         before = recipes.from_dict(saved.facts["recipe"])
     found = [line for line in recipes.differences(before, recipe) if not line.startswith(_HARMLESS)]
     if saved and saved.facts["pictures"] != digest(pictures):
-        found.append(_changed_pictures(folder / "pictures.csv", pictures))
+        found.append(changed_pictures(folder / "pictures.csv", pictures))
     before_teacher = saved.facts.get("teacher") if saved else None  # an older state does not say
     if teacher and before_teacher not in (None, teacher):
         found.append(
@@ -145,7 +147,8 @@ def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str],
     return found
 
 
-def _changed_pictures(file: Path, pictures: str) -> str:
+def changed_pictures(file: Path, pictures: str) -> str:
+    """Say in a line how ``pictures``, which is what ``listing`` says, differ from those listed in ``file``."""
     try:
         before = _labels(file.read_text("utf-8", "surrogateescape"))
     except (OSError, ValueError):

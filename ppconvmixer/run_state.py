@@ -49,6 +49,8 @@ class RunState:
     images: int = 0
     epoch_seconds: float = 0.0
     """Time the steps of the epoch under way took."""
+    waiting_seconds: float = 0.0
+    """Of these, the time they waited for pictures."""
     seconds: float = 0.0
     """Time the steps of all epochs before took."""
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -68,7 +70,7 @@ class RunState:
         """Count the epoch under way as whole."""
         self.seconds += self.epoch_seconds
         self.epochs, self.step = self.epochs + 1, 0
-        self.loss_sum, self.hits, self.images, self.epoch_seconds = 0.0, 0.0, 0, 0.0
+        self.loss_sum, self.hits, self.images, self.epoch_seconds, self.waiting_seconds = 0.0, 0.0, 0, 0.0, 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from .distill import Teacher
-from .model import ConvMixer
+from .model import ConvMixer, layer_id, layer_name
 
 
 class Trainer(paddle.Model):
@@ -57,3 +57,19 @@ class Trainer(paddle.Model):
         gradients = self._optimizer._grad_clip
         norm, gradients.norm = gradients.norm, None
         return float(norm) if norm is not None and math.isfinite(norm) else None
+
+    def layer_norms(self) -> dict[str, float]:
+        """Return the norms of the gradients of the last step by layer (see ``model.layer_name``), without frozen ones.
+
+        Empty where one is not finite, as in ``gradient_norm``.
+        """
+        squares = self._optimizer._grad_clip.squares
+        if not squares:
+            return {}
+        depth = len(self.network.blocks)
+        layers = {parameter.name: layer_id(name, depth) for name, parameter in self.network.named_parameters()}
+        values = paddle.stack(list(squares.values())).numpy().astype(np.float64)
+        sums = np.bincount([layers[name] for name in squares], values, depth + 2)
+        if not np.isfinite(sums).all():
+            return {}
+        return {layer_name(layer, depth): math.sqrt(sums[layer]) for layer in sorted({layers[n] for n in squares})}

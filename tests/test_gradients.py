@@ -37,12 +37,33 @@ def test_the_norm_is_that_of_the_gradients_of_all_batches_before_the_cut(clip):
         assert model.gradient_norm() is None
 
 
+def test_the_norms_of_layers_are_those_of_their_gradients():
+    model = trainer("optimizer.clip_norm=null")
+    other = trainer().network
+    other.set_state_dict(model.network.state_dict())
+    other.train()
+    paddle.nn.functional.cross_entropy(other(paddle.to_tensor(IMAGES[0])), paddle.to_tensor(LABELS[0])).backward()
+    squares = {}
+    for name, parameter in other.named_parameters():
+        if parameter.grad is not None:
+            part, number, *_ = name.split(".")
+            layer = f"block {number}" if part == "blocks" else part
+            squares[layer] = squares.get(layer, 0.0) + np.square(parameter.grad.numpy().astype(float)).sum()
+    model.train_batch([IMAGES[:1]], [LABELS[:1]])
+    found = model.layer_norms()
+    assert list(found) == ["stem", *(f"block {i}" for i in range(4)), "head"] == list(squares)
+    for layer, square in squares.items():
+        assert found[layer] == pytest.approx(np.sqrt(square), rel=1e-4)
+    assert model.gradient_norm() == pytest.approx(np.sqrt(sum(squares.values())), rel=1e-5)
+
+
 def test_frozen_layers_do_not_count():
     model = trainer()
     model.network.freeze(5)
     model.train_batch([IMAGES], [LABELS])
     before = [p.numpy() for p in (model.network.head.weight, model.network.head.bias)]
     assert len(before) == 2 and 0 < model.gradient_norm() < np.inf
+    assert list(model.layer_norms()) == ["head"]
 
 
 def test_a_norm_that_is_not_finite_is_none():

@@ -105,7 +105,7 @@ def test_the_figures_are_those_of_the_best_epoch(whole):
     assert len(found) == 3 and all(float(share) == 25 * int(right) for right, share in found)
     assert sum(int(right) for right, _ in found) == round(12 * result["top1"])
     records = Records(folder / "visualdl" / FILE).read()
-    cells, names = report._read(records.others["text"][report.CONFUSION][result["best_epoch"]].encoded_text_string)
+    cells, names = report.read_cells(records.others["text"][report.CONFUSION][result["best_epoch"]].encoded_text_string)
     assert cells[:, 2].sum() == 12 and cells[cells[:, 0] == cells[:, 1], 2].sum() == round(12 * result["top1"])
     assert names[0] == min(BAD)
 

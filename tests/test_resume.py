@@ -51,7 +51,7 @@ def assert_same_run(folder, whole):
     assert set(ours.arrays) == set(theirs.arrays)
     for name, value in theirs.arrays.items():
         np.testing.assert_array_equal(ours.arrays[name], value, err_msg=name)
-    timing = ("seconds", "epoch_seconds", "images_per_second")
+    timing = ("seconds", "epoch_seconds", "waiting_seconds", "images_per_second")
     for key, value in theirs.run.items():
         if key in ("metrics", "ema_metrics", "best_metrics"):
             assert {k: v for k, v in ours.run[key].items() if k not in timing} == {
@@ -66,7 +66,7 @@ def assert_same_run(folder, whole):
     drawn, expected = curves(folder), curves(whole)
     assert set(drawn) == set(expected)
     for tag, points in expected.items():
-        if "images_per_second" in tag:
+        if "images_per_second" in tag or tag == "train/waiting":
             assert [step for step, _ in drawn[tag]] == [step for step, _ in points], tag
         else:
             assert drawn[tag] == points, tag

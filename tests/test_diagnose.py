@@ -1,0 +1,526 @@
+"""Runs made sick on purpose, and a healthy one: every disease is named, and the healthy run has none."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import paddle
+import pytest
+from conftest import picture, refused, run
+from PIL import Image
+
+from ppconvmixer import UserError, callbacks, card, checkpoint, datasets, finetune, recipe, records, run_state, zoo
+from ppconvmixer.files import shipped
+from ppconvmixer.insight import diagnose, diseases, remedies
+from ppconvmixer.insight.evidence import Evaluations, Evidence, gather
+from ppconvmixer.insight.examination import BATCH, Examination, Norm, _batch, _norms
+from ppconvmixer.stopping import Stopped
+
+SMALL = "convmixer_16_2_ks3_p4"
+OWN = [f"model.name={SMALL}", "train.batch_size=32", "train.histograms=0"]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The digits as files; ``write(name, places, labels)`` makes a list of some."""
+    folder = tmp_path_factory.mktemp("digits")
+    pictures = datasets.digits()
+    for i in range(1000):
+        Image.fromarray(pictures.fetch(i)).save(folder / f"{i}.png")
+
+    def write(name, places, labels=pictures.labels):
+        (folder / name).write_text("".join(f"{i}.png {labels[i]}\n" for i in places))
+        return folder / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sick(tmp_path_factory, digits):
+    """Train a run on purpose, once, and say what ails it: ``sick(name)`` returns folder, evidence and diagnosis."""
+    root, made = tmp_path_factory.mktemp("sick"), {}
+
+    def broken_weights(name, change):
+        paddle.seed(0)
+        state = run_state.to_arrays(zoo.create_model(SMALL, num_classes=10).state_dict())
+        change(state)
+        checkpoint.write(root / f"{name}.pdparams", state)
+        card.write(root / f"{name}.pdparams", card.Card(model=SMALL))
+        return f"model.weights={root / name}.pdparams"
+
+    def kill(state):
+        state["blocks.1.1.bias"][:6] = -50.0  # behind GELU, these channels are 0 whatever the picture is
+        state["blocks.1.3.weight"][:] = 1e-4  # what is below gets next to nothing back
+
+    def inflate(state):
+        state["head.weight"] *= 1000
+
+    def lists(train, val, labels=None):
+        more = () if labels is None else (labels,)
+        first = digits(f"train {train.start} to {train.stop}.txt", train, *more)
+        return [
+            *("data.dataset=list", f"data.path={first.parent}", f"data.train={first}", "data.val_fraction=null"),
+            f"data.val={digits(f'val {val.start} to {val.stop}.txt', val)}",
+        ]
+
+    def wrong_labels():
+        labels, rng = datasets.digits().labels.copy(), np.random.default_rng(0)
+        wrong = rng.choice(900, 72, replace=False)
+        labels[wrong] = (labels[wrong] + rng.integers(1, 10, 72)) % 10
+        (root / "wrong.json").write_text(json.dumps(sorted(wrong.tolist())))
+        return labels
+
+    def large_pictures():
+        for part, counts in (("train", (20, 2)), ("val", (2, 2))):
+            for label, count in enumerate(counts):
+                (root / f"large/{part}/{'ab'[label]}").mkdir(parents=True)
+                for i in range(count):
+                    large = picture(100 * label + i, 2100, 2100)
+                    large.save(root / f"large/{part}/{'ab'[label]}/{i}.jpg", quality=50)
+        return ["data.dataset=folder", f"data.path={root / 'large'}", "data.train=train", "data.val=val"]
+
+    few = lists(range(300), range(300, 400))
+    plain = ["augment.crop_scale=null", "augment.crop_ratio=[1,1]"]
+    sgd = ["optimizer.name=sgd", "schedule.name=constant"]
+    settings = {
+        "healthy": lambda: ["train.epochs=6"],
+        "not finite": lambda: [*few, *sgd, "optimizer.lr=1e20", "optimizer.clip_norm=null"],
+        "too high": lambda: [
+            *(*few, "optimizer.lr=3", "optimizer.clip_norm=null", "schedule.name=constant", "train.epochs=4"),
+        ],
+        "too low": lambda: [*few, "optimizer.lr=1e-5", "train.epochs=3"],
+        "slow": lambda: [*few, *plain, *sgd, "optimizer.lr=1e-3", "optimizer.clip_norm=null", "train.epochs=6"],
+        "overfitting": lambda: [
+            *(*lists(range(80), range(300, 400)), *plain, "schedule.name=cosine", "optimizer.lr=0.01"),
+            *("train.batch_size=16", "train.epochs=24"),
+        ],
+        "underfitting": lambda: [*few, "model.name=convmixer_2_1_ks1_p16", "train.epochs=6"],
+        "statistics": lambda: [
+            *(*lists(range(700), range(900, 1000)), "train.epochs=1", "train.batch_size=128", "schedule.name=constant"),
+        ],
+        "broken": lambda: [*few, *sgd, broken_weights("broken", kill), "optimizer.lr=1e-4", "train.epochs=3"],
+        "exploding": lambda: [*few, *sgd, broken_weights("large", inflate), "optimizer.lr=1e-9", "train.epochs=3"],
+        "wrong labels": lambda: [*lists(range(900), range(900, 1000), wrong_labels()), "train.epochs=6"],
+        "large pictures": lambda: [
+            *(*large_pictures(), "data.val_fraction=null", "train.epochs=3", "train.batch_size=4"),
+        ],
+    }
+
+    def find(name):
+        if name not in made:
+            overrides = [*OWN, *settings[name]()]
+            try:
+                finetune.finetune(recipe.load("digits", overrides), root / name)
+            except UserError as error:
+                assert name == "not finite" and "the loss is nan" in str(error)
+            evidence = gather(root / name)
+            made[name] = root / name, evidence, diagnose.describe(evidence)
+        return made[name]
+
+    return find
+
+
+def named(facts):
+    return {finding["disease"] for finding in facts["findings"]}
+
+
+def lines(facts, disease):
+    (found,) = (finding for finding in facts["findings"] if finding["disease"] == disease)
+    return "\n".join(found["evidence"])
+
+
+def test_nothing_is_named_in_a_healthy_run_and_all_is_judged(sick):
+    folder, evidence, facts = sick("healthy")
+    assert facts["findings"] == [] and facts["not_judged"] == []
+    assert facts["nothing_found"] == [disease.name for disease in diseases.DISEASES]
+    assert facts["top1"] == pytest.approx(json.loads((folder / "result.json").read_text())["top1"], abs=1e-6)
+    assert facts["top1"] > 0.8 and facts["epochs"] == facts["epochs_planned"] == 6
+    assert set(evidence.layers) == {"stem", "block 0", "block 1", "head"}
+    assert len(evidence.waiting) == 6 and (evidence.waiting > 0).all() and (evidence.waiting < 1).all()
+
+
+SICK = [
+    ("not finite", {"diverging", "learning rate too high"}),
+    ("too high", {"diverging", "learning rate too high"}),
+    ("too low", {"learning rate too low"}),
+    ("slow", {"learning rate too low"}),
+    ("overfitting", {"overfitting"}),
+    ("underfitting", {"underfitting"}),
+    ("statistics", {"batch-norm statistics off"}),
+    ("broken", {"dead units", "vanishing gradients"}),
+    ("exploding", {"exploding gradients"}),
+    ("wrong labels", {"label noise"}),
+    ("large pictures", {"class imbalance", "data loader starving"}),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), SICK)
+def test_a_disease_made_on_purpose_is_named_with_advice_that_the_recipe_takes(sick, name, expected):
+    folder, _, facts = sick(name)
+    assert expected <= named(facts), diagnose.table(facts)
+    told = [named(facts), set(facts["nothing_found"]), {item["disease"] for item in facts["not_judged"]}]
+    assert sorted(d for part in told for d in part) == sorted(disease.name for disease in diseases.DISEASES)
+    before = recipe.load(folder / "recipe.yaml")
+    for finding in facts["findings"]:
+        assert finding["evidence"] and all(finding["evidence"])
+        assert finding["advice"], finding
+        for advice in finding["advice"]:
+            if advice["settings"]:
+                assert recipe.load(folder / "recipe.yaml", advice["settings"]) != before
+    json.dumps(facts, allow_nan=False)
+
+
+def test_the_evidence_has_the_numbers(sick):
+    folder, _, facts = sick("not finite")
+    broken = (folder / "not_finite.txt").read_text().splitlines()
+    assert f"no number at step 2, whose batch held {', '.join(broken[:5])} and 27 more" in lines(facts, "diverging")
+    assert "at the learning rate 1e+20" in lines(facts, "learning rate too high")
+    assert {"disease": "label noise", "reason": "there is no network yet: no epoch came to its end"} in facts[
+        "not_judged"
+    ]
+    _, _, facts = sick("broken")
+    assert "block 1, pointwise: 6 of 16 channels" in lines(facts, "dead units")
+    assert "such as 0, 1, 2, 3, 4 and 1 more" in lines(facts, "dead units")
+    assert all(name in lines(facts, "vanishing gradients") for name in ("stem: its", "block 0: its"))
+    assert "head" not in lines(facts, "vanishing gradients").replace("of the head", "")
+    _, _, facts = sick("large pictures")
+    assert "a has 20 training pictures, b 2" in lines(facts, "class imbalance")
+    assert "with data.workers=0 on" in lines(facts, "data loader starving")
+    _, _, facts = sick("too low")
+    assert "a step changes the weights by" in lines(facts, "learning rate too low")
+    assert any(item["disease"] == "underfitting" for item in facts["not_judged"]) or "underfitting" in named(facts)
+
+
+def test_what_another_disease_explains_is_not_judged(sick):
+    _, _, facts = sick("too high")
+    assert {"disease": "underfitting", "reason": "see first: diverging"} in facts["not_judged"]
+
+
+def test_wrong_labels_are_found_by_name(sick, tmp_path):
+    folder, _, facts = sick("wrong labels")
+    wrong = set(json.loads((folder.parent / "wrong.json").read_text()))
+    found = {int(item["picture"].split(".")[0]) for item in facts["label_suspects"]}
+    assert len(found & wrong) > 0.4 * len(wrong) and len(found - wrong) < 0.2 * len(found)  # a guess has 92 % wrong
+    surest = facts["label_suspects"][0]
+    assert surest["probability"] > 0.5 > 10 * surest["probability_of_given"] and surest["given"] != surest["taken_for"]
+    assert surest["picture"] in lines(facts, "label noise")
+
+
+def test_suspects_are_those_off_the_diagonal_that_speak_against_the_label():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((400, 4)) * 2
+    labels = rng.integers(0, 3, 400)  # nobody is given class 3
+    logits[np.arange(400), labels] += 2
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    usual = [np.mean([p[j] for p, y in zip(probabilities, labels) if y == j]) for j in range(3)]
+    expected = set()
+    for i, (p, y) in enumerate(zip(probabilities, labels)):
+        sure = [j for j in range(3) if p[j] >= usual[j]]
+        if sure and max(sure, key=lambda j: p[j]) != y and p[y] < 0.5 / 4:
+            expected.add(i)
+    found = diseases.suspects(labels, probabilities)
+    assert set(found.tolist()) == expected and 3 < len(expected) < 100
+    assert diseases.suspects(labels, np.full((400, 4), 0.25)).size == 0
+
+
+# --- what is measured on the network --------------------------------------------------------------------
+
+
+def test_norms_are_measured_as_their_layers_compute():
+    paddle.seed(0)
+    network = zoo.create_model(SMALL, num_classes=10)
+    network.stem[2]._mean.set_value(paddle.linspace(-1, 1, 16))
+    network.eval()
+    images = np.random.default_rng(0).standard_normal((70, 3, 16, 16)).astype(np.float32)
+    stem, *others = _norms(network, images)
+    with paddle.no_grad():
+        x = network.stem[1](network.stem[0](paddle.to_tensor(images))).numpy().astype(np.float64)
+        behind = network.stem(paddle.to_tensor(images)).numpy().astype(np.float64)
+    np.testing.assert_allclose(stem.mean, x.mean(axis=(0, 2, 3)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(stem.variance, x.var(axis=(0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(stem.spread, behind.std(axis=(0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(stem.running_mean, np.linspace(-1, 1, 16), atol=1e-6)
+    assert [norm.name for norm in others] == [
+        f"block {i}, {part}" for i in (0, 1) for part in ("depthwise", "pointwise")
+    ]
+    assert network.blocks[0][3]._mean.numpy().any() == 0  # nothing was learnt by looking
+
+
+def test_the_batch_is_the_first_of_the_last_epoch_as_training_saw_it(digits):
+    file = digits("batch.txt", range(300))
+    overrides = [f"data.path={file.parent}", f"data.train={file}", "data.dataset=list", *OWN]
+    settings = recipe.load("digits", [*overrides, "train.epochs=3", "augment.mixup=0.2", "data.workers=2"])
+    train, _ = finetune.open_data(settings)
+    images, labels = _batch(settings, train, 10)
+    assert images.shape == (min(len(train) // 32 * 32, BATCH), 3, 32, 32)
+    order = np.random.default_rng((0, 2)).permutation(len(train))
+    own = train.labels[order[: len(labels)]]
+    partners = own[np.arange(len(own)) ^ 1]  # a mixed picture is to be told as the one with the larger share
+    assert ((labels == own) | (labels == partners)).all() and len(set(own.tolist())) == 10
+    _, plain = _batch(recipe.override(settings, ["augment.mixup=0"]), train, 10)
+    np.testing.assert_array_equal(plain, own)
+
+
+# --- shapes of curves, written as a run writes them ------------------------------------------------------
+
+
+def write(folder, losses, rates=None, norms=None, epochs=0, overrides=()):
+    """Write records of a run with so many evaluations, evenly spaced."""
+    from visualdl import LogWriter
+
+    settings = recipe.load("digits", [*OWN, f"train.epochs={max(epochs, 1)}", *overrides])
+    writer = LogWriter(logdir=str(folder), file_name=records.FILE)
+    writer.add_text("recipe", settings.to_yaml(), step=0)
+    rates = np.full(len(losses), 0.02) if rates is None else rates
+    norms = np.ones(len(losses)) if norms is None else norms
+    for i, (loss, rate, norm) in enumerate(zip(losses, rates, norms), 1):
+        for name, value in (("loss", loss), ("learning_rate", rate), ("gradient_norm", norm), ("top1", 0.5)):
+            writer.add_scalar(f"train/{name}", float(value), i)
+        if epochs and i % (len(losses) // epochs) == 0:
+            writer.add_scalar("eval/loss", float(loss) + 0.1, i)
+            writer.add_scalar("eval/top1", 0.5, i)
+    writer.close()
+    evidence = gather(folder)
+    return evidence, diagnose.describe(evidence)
+
+
+STEPS = np.arange(200)
+FALLING = 2.3 * np.exp(-STEPS / 40) + 0.05 + 0.02 * np.sin(STEPS)
+FLAT = 1.0 + 1.3 * np.exp(-STEPS / 10)
+
+
+def spiky(values, factor):
+    values = values.copy()
+    values[60::20] *= factor
+    return values
+
+
+@pytest.mark.parametrize(
+    ("losses", "more", "expected"),
+    [
+        (FALLING, {}, set()),
+        (FLAT, {"epochs": 2}, {"plateau"}),
+        (FLAT, {"rates": 0.02 * np.cos(STEPS / 200 * np.pi / 2) ** 4}, set()),  # it has settled, as it was to
+        (
+            np.where(STEPS < 120, FALLING, FALLING[120] + (STEPS - 120) / 80),
+            {},
+            {"loss rising", "learning rate too high"},
+        ),
+        (2.3 + STEPS / 20, {}, {"diverging", "learning rate too high"}),
+        (np.where(STEPS == 150, np.nan, FALLING), {}, {"diverging"}),
+        (spiky(FALLING + 0.5, 3), {}, {"learning rate too high"}),
+        (2.3 - STEPS / 400, {"epochs": 1}, {"learning rate too low"}),
+        (FALLING, {"norms": spiky(np.ones(200), 30)}, {"exploding gradients"}),
+        (FALLING, {"norms": np.exp(STEPS / 50)}, {"exploding gradients"}),
+        (FALLING, {"norms": np.exp(-STEPS / 50)}, set()),
+    ],
+)
+def test_shapes_of_curves(tmp_path, losses, more, expected):
+    _, facts = write(tmp_path, losses, **more)
+    assert named(facts) - {"overfitting", "underfitting"} == expected, diagnose.table(facts)
+    known = recipe.load("digits", [*OWN, f"train.epochs={max(more.get('epochs', 0), 1)}"])
+    for finding in facts["findings"]:
+        for advice in finding["advice"]:
+            assert not advice["settings"] or recipe.override(known, advice["settings"]) != known
+
+
+def test_what_is_not_recorded_is_not_judged(tmp_path):
+    _, facts = write(tmp_path, FALLING[:10])
+    reasons = {item["disease"]: item["reason"] for item in facts["not_judged"]}
+    assert facts["findings"] == [] and facts["nothing_found"] == []
+    assert reasons["plateau"] == "the run has 10 steps; a trend takes 20"
+    assert reasons["overfitting"] == "the records have no curve eval/loss"
+    assert reasons["dead units"] == "there are records only, no network"
+    assert reasons["vanishing gradients"] == "the records have no curves gradient norm/..."
+    assert reasons["data loader starving"] == "the records have no curve train/waiting"
+    assert reasons["class imbalance"] == "there are records only, no pictures.csv"
+
+
+def test_a_run_under_way_is_not_called_underfitting(tmp_path):
+    _, facts = write(tmp_path, FALLING, epochs=2, overrides=["train.epochs=4"])
+    reasons = {item["disease"]: item["reason"] for item in facts["not_judged"]}
+    assert reasons["underfitting"] == reasons["learning rate too low"] == "the run is not at its end: 2 of 4 epochs"
+
+
+def test_without_plain_training_pictures_a_small_gap_proves_nothing(tmp_path):
+    """With augmentation, the accuracy in training is a lower bound only; a large gap still is one."""
+    _, facts = write(tmp_path / "a", FALLING, epochs=2)
+    reasons = {item["disease"]: item["reason"] for item in facts["not_judged"]}
+    assert reasons["overfitting"] == "training pictures were only seen augmented: there are records only, no network"
+    evidence, _ = write(tmp_path / "b", FALLING, epochs=2)
+    told = evidence.evaluations
+    sure = Evaluations(told.ends, told.loss, told.top1, told.train_loss, np.full(2, 0.99), told.best)
+    found = diseases.overfitting(Evidence("x", evidence.gaps, recipe=evidence.recipe, evaluations=sure))
+    assert "50.0 % of the validation pictures are told right, 99.0 % of the training pictures" in found.evidence[0]
+
+
+def test_a_validation_loss_that_rises_is_overfitting():
+    ends, falling = np.arange(1, 7), np.linspace(1, 0.2, 6)
+    rising = np.array([1.0, 0.8, 0.7, 0.8, 0.85, 0.9])
+    told = Evaluations(ends, rising, np.full(6, 0.7), falling, np.full(6, 0.7), 2)
+    found = diseases.overfitting(Evidence("x", {}, evaluations=told))
+    assert found.evidence == (
+        "the validation loss rose from 0.7 in epoch 3 to 0.9 at last, while the training loss fell from 0.68 to 0.2",
+    )
+
+
+def test_a_gap_within_the_error_of_a_sample_is_none():
+    told = Evaluations(np.array([1, 2]), np.ones(2), np.full(2, 0.89), np.ones(2), np.full(2, 0.9), 1)
+    probabilities = np.tile([0.9, 0.1], (1000, 1))
+    labels = (np.arange(1000) < 36).astype(int)  # 96.4 % right: a gap of two thirds, and a standard error of 0.6 %
+    for total, expected in ((50_000, False), (1000, True)):
+        found = Examination(("x",) * 1000, labels, probabilities, total, (), 0.9, 0.9, 256)
+        finding = diseases.overfitting(Evidence("x", {}, evaluations=told, examination=found))
+        assert (finding is not None) is expected
+
+
+def test_dead_units_are_counted_against_the_median_channel():
+    ones = np.ones(20)
+    norm = Norm("stem", ones, ones, ones, np.where(np.arange(20) < 3, 1e-5, 1.0), ones)  # spread 0.003
+    examination = type("Found", (), {"norms": [norm], "batch": 256})()
+    found = diseases.dead_units(Evidence("x", {}, examination=examination))
+    assert found.evidence[0].startswith(
+        "stem: 3 of 20 channels hardly vary over 256 training pictures, such as 0, 1, 2"
+    )
+    norm = Norm("stem", ones, ones, ones, np.where(np.arange(20) < 2, 1e-5, 1.0), ones)
+    assert diseases.dead_units(Evidence("x", {}, examination=type("F", (), {"norms": [norm], "batch": 256})())) is None
+
+
+# --- advice ----------------------------------------------------------------------------------------------
+
+
+def test_every_remedy_is_taken_by_some_recipe_and_none_is_refused_for_its_form():
+    """What a recipe refuses is left out of the advice; a misspelt key would always be."""
+    taken, offered = set(), set()
+    shipped_recipes = [recipe.load(file) for file in sorted(shipped("configs").glob("*.yaml"))]
+    constant = recipe.load("digits", ["schedule.name=constant", "model.drop_rate=0.1", "train.label_smoothing=0.1"])
+    steps = recipe.load("digits", ["schedule={name: step, every: 2}", "augment.mixup=0.2", "augment.mix_prob=0.5"])
+    for settings in (*shipped_recipes, constant, steps):
+        evidence = Evidence("x", {}, recipe=settings, norms=np.full(30, 0.3))
+        advice = [
+            *(*remedies.calmer(evidence, 3), *remedies.longer(evidence), *remedies.capacity(evidence)),
+            *(*remedies.augment(evidence), *remedies.regularise(evidence)),
+            *(remedies.Advice("", remedies.falling(evidence)), remedies.Advice("", remedies.more_steps(evidence))),
+            remedies.Advice("", remedies.shape(evidence, depth=0.5)),
+        ]
+        for item in advice:
+            keys = {text.partition("=")[0] for text in item.settings or ()}
+            offered |= keys
+            if diagnose._accepted(settings, item):
+                taken |= keys
+    assert taken == offered and len(taken) > 20
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def test_inspect_diagnose(sick, tmp_path, capsys):
+    folder, evidence, facts = sick("overfitting")
+    assert run("inspect", "diagnose", folder, "--output", tmp_path / "a.png", "--limit", "0") == 0
+    text = capsys.readouterr().out
+    assert text == diagnose.table(facts) + "\n"
+    assert "found: overfitting\n" in text and "try -o augment.randaugment=n2-m12   (" in text
+    assert f"ppconvmixer finetune -c {folder}/recipe.yaml -o KEY=VALUE" in text
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3)
+    for colour in ((0x1F, 0x77, 0xB4), (0xD9, 0x5F, 0x02)):  # training and validation
+        assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 3).sum() > 100
+    assert run("inspect", "diagnose", folder / "visualdl", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == facts["steps"] and "dead units" in {item["disease"] for item in found["not_judged"]}
+    assert run("inspect", "diagnose", folder / "visualdl" / records.FILE, "--output", tmp_path / "b.svg") == 0
+    assert (tmp_path / "b.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_pictures_that_moved_are_said_to_be_missing_and_found_with_data(sick, tmp_path, capsys):
+    folder, _, _ = sick("large pictures")
+    moved = folder.parent / "moved"
+    (folder.parent / "large").rename(moved)
+    try:
+        missing = diagnose.describe(gather(folder))
+        reasons = {item["disease"]: item["reason"] for item in missing["not_judged"]}
+        assert reasons["dead units"].startswith("the training pictures are not at hand: ")
+        assert reasons["dead units"].endswith("say where with --data")
+        assert gather(folder, str(moved)).examination.total == 22
+        (moved / "train/b/1.jpg").rename(moved / "train/b/2.jpg")
+        message = refused(capsys, "inspect", "diagnose", folder, "--data", moved)
+        assert "they are not those of the run (pictures: 1 added (such as train train/b/2.jpg), 1 removed" in message
+        (moved / "train/b/2.jpg").rename(moved / "train/b/1.jpg")
+    finally:
+        moved.rename(folder.parent / "large")
+
+
+def test_what_cannot_be_diagnosed_is_refused(sick, tmp_path, capsys):
+    folder, _, _ = sick("healthy")
+    assert "there is no run" in refused(capsys, "inspect", "diagnose", tmp_path / "none")
+    assert "holds no run: neither visualdl/vdlrecords.run.log nor" in refused(capsys, "inspect", "diagnose", tmp_path)
+    (tmp_path / "x.log").write_bytes(b"\xff" * 1000)
+    assert "holds no curves" in refused(capsys, "inspect", "diagnose", tmp_path / "x.log")
+    assert "name a file ending in .png" in refused(capsys, "inspect", "diagnose", folder, "--output", "x.txt")
+    assert "leave --data out" in refused(capsys, "inspect", "diagnose", folder, "--data", tmp_path)
+    assert "is no run folder" in refused(capsys, "inspect", "diagnose", folder / "visualdl", "--data", tmp_path)
+
+
+# --- what a run records for it ---------------------------------------------------------------------------
+
+
+def test_going_on_records_what_an_unbroken_run_does(digits, tmp_path, monkeypatch):
+    import os
+
+    file = digits("resume.txt", range(160))
+    own = [*OWN, "train.epochs=4", f"data.path={file.parent}", f"data.train={file}", "data.dataset=list"]
+    settings = recipe.load("digits", [*own, "train.batch_size=16", "data.val_fraction=0.2"])
+    finetune.finetune(settings, tmp_path / "whole")
+    original, calls = callbacks.Count.on_train_batch_end, []
+
+    def watch(self, *args):
+        calls.append(1)
+        if len(calls) == 21:  # a step with a point of the layers' curves, in the third epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(callbacks.Count, "on_train_batch_end", watch)
+        finetune.finetune(settings, tmp_path / "run")
+    finetune.finetune(settings, tmp_path / "run", resume=True)
+    whole, broken = (gather(tmp_path / name) for name in ("whole", "run"))
+    assert set(whole.layers) == set(broken.layers) == {"stem", "block 0", "block 1", "head"}
+    for name, values in whole.layers.items():
+        np.testing.assert_array_equal(broken.layers[name], values)
+        assert len(values) == 4  # after steps 1, 11, 21 and 31 of 32
+    assert len(broken.waiting) == len(whole.waiting) == 4
+    total = np.sqrt(sum(values**2 for values in whole.layers.values()))
+    np.testing.assert_allclose(total, whole.norms[[0, 10, 20, 30]], rtol=1e-5)
+
+
+def test_a_run_that_goes_on_is_no_longer_said_to_have_broken(sick, tmp_path):
+    import shutil
+
+    folder, _, facts = sick("too low")
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run/not_finite.txt").write_text("1.png\n")
+    assert "diverging" in named(diagnose.describe(gather(tmp_path / "run")))
+    finetune.finetune(recipe.load(folder / "recipe.yaml"), tmp_path / "run", resume=True)
+    assert "diverging" not in named(diagnose.describe(gather(tmp_path / "run")))
+
+
+def test_the_time_a_step_waits_is_that_of_its_pictures():
+    from ppconvmixer.phases import Epochs
+
+    class Slow:
+        current = np.arange(2)
+
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            for _ in range(3):
+                time.sleep(0.05)
+                yield [np.zeros((2, 3, 4, 4), np.float32), np.zeros(2, np.int64)]
+
+    epochs = Epochs([Slow()], accumulate=2)
+    waited = []
+    for _ in epochs:
+        waited.append(epochs.waited)
+        time.sleep(0.2)  # training, which does not count
+    assert len(waited) == 2 and 0.1 <= waited[0] < 0.2 and 0.05 <= waited[1] < 0.15
