@@ -132,7 +132,7 @@ def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str],
         before = recipes.load(folder / "recipe.yaml")
     else:
         before = recipes.from_dict(saved.facts["recipe"])
-    found = [line for line in recipes.differences(before, recipe) if not line.startswith(_HARMLESS)]
+    found = changed_settings(before, recipe)
     if saved and saved.facts["pictures"] != digest(pictures):
         found.append(_changed_pictures(folder / "pictures.csv", pictures))
     before_teacher = saved.facts.get("teacher") if saved else None  # an older state does not say
@@ -143,6 +143,11 @@ def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str],
     if saved and saved.facts["processes"] != distributed.WORLD:
         found.append(f"processes: {saved.facts['processes']} -> {distributed.WORLD}")
     return found
+
+
+def changed_settings(before: Recipe, recipe: Recipe) -> list[str]:
+    """Say which settings differ that change the result of a run, a line each."""
+    return [line for line in recipes.differences(before, recipe) if not line.startswith(_HARMLESS)]
 
 
 def _changed_pictures(file: Path, pictures: str) -> str:
