@@ -258,7 +258,10 @@ def _serve(connection: Connection, contender: str, make: Callable[[], peers.Step
         connection.send(error if known else UserError(f"{contender}: {type(error).__name__}: {error}"))
         return
     _forget_peak()
-    connection.send(result)
+    try:
+        connection.send(result)
+    except BrokenPipeError:  # Ctrl-C, before anybody could wait for it
+        return
     while True:
         try:
             seconds = connection.recv()

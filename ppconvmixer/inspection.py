@@ -89,6 +89,7 @@ def _design_space(options: argparse.Namespace) -> None:
     from . import recipe as recipes
     from .finetune import count_classes, open_data
     from .insight import design_space as space
+    from .insight import design_space_page as page
     from .insight.trials import Trials
 
     if bool(options.dim) != bool(options.depth) or not (options.dim or options.network):
@@ -114,8 +115,8 @@ def _design_space(options: argparse.Namespace) -> None:
     candidates = space.shapes(names, spec, classes)
     facts = space.describe(candidates, _limit(options), options.rounds, tournament)
     if options.output:
-        space.draw(facts, options.output)
-    say(json.dumps(facts) if options.json else space.table(facts))
+        page.draw(facts, options.output)
+    say(json.dumps(facts) if options.json else page.table(facts))
 
 
 def _limit(options: argparse.Namespace) -> Any:

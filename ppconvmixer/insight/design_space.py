@@ -13,11 +13,11 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
-from .. import __version__, benchmark, figures, peers, processor, zoo
+from .. import __version__, benchmark, peers, processor, zoo
 from ..errors import UserError
-from ..files import PathLike, write_text
+from ..files import write_text
 from ..threads import threads
 from ..zoo import InputSpec, Variant
 from . import halving, pareto
@@ -28,10 +28,20 @@ logger = logging.getLogger("ppconvmixer")
 
 MOST = 32  # candidates: each is a process with Paddle in it while they are timed, all at once
 BATCH = 32  # pictures, for throughput and memory
-COSTS = {  # what can be limited: how to call it on an axis, its unit in a table, and that unit by ours
-    "latency_ms": ("latency of one picture (ms)", "ms", 1.0),
-    "parameters": ("parameters", "parameters", 1.0),
-    "macs": ("multiply-accumulates of one picture (millions)", "MMACs", 1e-6),
+
+
+class Cost(NamedTuple):
+    """How a cost is shown: what it is called, its unit, and how many of these one of ours is."""
+
+    label: str
+    unit: str
+    scale: float
+
+
+COSTS = {  # what can be limited
+    "latency_ms": Cost("latency of one picture (ms)", "ms", 1.0),
+    "parameters": Cost("parameters", "parameters", 1.0),
+    "macs": Cost("multiply-accumulates of one picture (millions)", "MMACs", 1e-6),
 }
 
 
@@ -91,15 +101,16 @@ def grid(dims: Sequence[int], depths: Sequence[int], kernels: Sequence[int], pat
 
 
 def shapes(names: Iterable[str], spec: InputSpec, num_classes: int) -> dict[str, Variant]:
-    """Return the candidates, each once, by the one name that it has in the zoo; all with the same input and head.
+    """Return the candidates, each shape once, by the first name it is given; all with the same input and head.
 
     Raises:
         UserError: a name is unknown, there are too many, or patches are larger than the picture.
     """
-    found = {
-        name: dataclasses.replace(zoo.variant(name), input=spec, num_classes=num_classes)
-        for name in map(zoo.canonical, names)
-    }
+    found: dict[str, Variant] = {}
+    for name in names:
+        shape = dataclasses.replace(zoo.variant(name), input=spec, num_classes=num_classes)
+        if shape not in found.values():
+            found[name] = shape
     if len(found) > MOST:
         raise UserError(f"there are {len(found)} candidates; want at most {MOST}, because all are timed in turn")
     for name, shape in found.items():
@@ -184,7 +195,7 @@ def describe(
         rungs = _plan(costs, limit, tournament)
     results: list[dict[str, Optional[float]]] = []
     if tournament:
-        logger.info("%s", _announced(rungs, tournament.budget))
+        logger.info("%s", halving.announced(rungs, tournament.budget))
         results = _compete(tournament.trials, {n: c[limit.cost] for n, c in costs.items() if limit.holds(c)}, rungs)
     found = [
         {
@@ -212,8 +223,8 @@ def _plan(costs: Mapping[str, Mapping[str, Any]], limit: Limit, tournament: Opti
     if not inside:
         least = min(costs, key=lambda name: costs[name][limit.cost])
         raise UserError(
-            f"no candidate is within the limit of {_amount(limit.most, limit.cost)}; "
-            f"the least, {least}, has {_amount(costs[least][limit.cost], limit.cost)}"
+            f"no candidate is within the limit of {amount(limit.most, limit.cost)}; "
+            f"the least, {least}, has {amount(costs[least][limit.cost], limit.cost)}"
         )
     return tournament.plan(inside) if tournament else []
 
@@ -280,192 +291,7 @@ def recommend(front: Sequence[pareto.Point], tolerance: float) -> dict[str, Opti
     return {"light": light, "balanced": None if bend is None else light + bend, "accurate": accurate}
 
 
-# --- for people --------------------------------------------------------------------------------------
-
-
-def _announced(rungs: Sequence[Rung], budget: int) -> str:
-    """Return a plan as a text of some lines."""
-    lines = [f"successive halving in {sum(rung.cost for rung in rungs)} epochs of the budget's {budget}:"]
-    for i, rung in enumerate(rungs, 1):
-        lines.append(f"  rung {i}: {rung.candidates} candidates x {rung.epochs} epochs = {rung.cost} epochs")
-    return "\n".join(lines)
-
-
-def _amount(value: float, cost: str) -> str:
+def amount(value: float, cost: str) -> str:
+    """Return a cost with its unit."""
     _, unit, scale = COSTS[cost]
     return f"{value * scale:,.0f} {unit}" if cost == "parameters" else f"{value * scale:,.3g} {unit}"
-
-
-def table(facts: dict[str, Any]) -> str:
-    """Return what ``describe`` found as a text of some lines."""
-    candidates, training, machine = facts["candidates"], facts["training"], facts["machine"]
-    lines = [
-        f"{len(candidates)} networks for pictures of {facts['size']} x {facts['size']}, {facts['classes']} classes"
-    ]
-    if machine:
-        lines.append(
-            f"{machine['processor']}, {machine['threads']} threads, medians of {facts['rounds']} rounds: ms for one "
-            f"picture (fastest to slowest), img/s and MiB of the process in batches of {BATCH}"
-        )
-    lengths = [rung["epochs"] for rung in training["rungs"]] if training else []
-    roles = _roles(facts)
-    width = max(len(candidate["name"]) for candidate in candidates)
-    head = f"{'network':{width}}{'parameters':>12}{'MMACs':>9}"
-    if machine:
-        head += f"{'ms':>9}{'':>16}{'img/s':>9}{'MiB':>7}"
-    head += "".join(f"{f'{epochs} ep.':>9}" for epochs in lengths)
-    lines.append(head.rstrip())
-    for candidate in sorted(candidates, key=lambda candidate: candidate[facts["cost"]]):
-        line = f"{candidate['name']:{width}}{candidate['parameters']:12,}{candidate['macs'] / 1e6:9.2f}"
-        if machine:
-            spread = f"({candidate['fastest_ms']:.2f} to {candidate['slowest_ms']:.2f})"
-            peak = "-" if candidate["peak_mb"] is None else f"{candidate['peak_mb']:.0f}"
-            line += f"{candidate['latency_ms']:9.2f}{spread:>16}{candidate['images_per_second']:9.0f}{peak:>7}"
-        reached = {run["epochs"]: run["top1"] for run in candidate["runs"]}
-        line += "".join(f"{_percent(reached[n]) if n in reached else '':>9}" for n in lengths)
-        remark = roles.get(candidate["name"], "") if candidate["within_limit"] else "beyond the limit"
-        lines.append(f"{line}  {remark}".rstrip())
-    return "\n".join([*lines, *_verdict(facts)])
-
-
-def _percent(top1: Optional[float]) -> str:
-    return "diverged" if top1 is None else f"{100 * top1:.2f} %"
-
-
-def _roles(facts: dict[str, Any]) -> dict[str, str]:
-    """Return what is said of a network, by its name: that it is on the front, and what it is recommended as."""
-    said = {name: ["front"] for name in facts["front"] or ()}
-    for role, name in (facts["recommendations"] or {}).items():
-        if name:
-            said[name].append(role)
-    return {name: ", ".join(words) for name, words in said.items()}
-
-
-def _verdict(facts: dict[str, Any]) -> list[str]:
-    training = facts["training"]
-    if training is None:
-        return [
-            "Nothing was trained: this says what networks cost, and nothing of how accurate they become, so none is "
-            "recommended. A recipe (-c) and --budget train them."
-        ]
-    last = training["rungs"][-1]["epochs"]
-    lines = [
-        f"Every accuracy is of one run (seed {training['seed']}), at its best of the epochs, on the "
-        f"{training['judged_by']:,} pictures that chose it; one picture is {100 / training['judged_by']:.2g} points. "
-        "Another seed gives others."
-    ]
-    if not facts["recommendations"]:
-        return [*lines, "No run came to an end with a loss that is a number, so nothing is recommended."]
-    lines.append(f"Front and recommendations are of the networks trained for {last} epochs:")
-    by_name = {candidate["name"]: candidate for candidate in facts["candidates"]}
-    reasons = {
-        "light": f"the cheapest with at most {100 * training['tolerance']:g} points less than the best",
-        "balanced": "the bend of the front between the other two",
-        "accurate": "the best",
-    }
-    for role, name in facts["recommendations"].items():
-        if name is None:
-            lines.append(f"  {role:9} none: the front between the other two has no bend")
-            continue
-        amount, reached = _amount(by_name[name][facts["cost"]], facts["cost"]), by_name[name]["runs"][-1]["top1"]
-        lines.append(f"  {role:9} {name}, {amount}, {_percent(reached)}: {reasons[role]}")
-    return lines
-
-
-# --- the picture -------------------------------------------------------------------------------------
-
-
-def draw(facts: dict[str, Any], path: PathLike) -> None:
-    """Draw what ``describe`` found to a file: accuracy over cost, or, where nothing was trained, cost over cost.
-
-    Raises:
-        UserError: the suffix is of no kind that can be drawn, or the file cannot be written.
-    """
-    figure = figures.create(9, 5.5)
-    axes = figure.add_subplot()
-    if facts["training"]:
-        _draw_accuracies(axes, facts)
-    else:
-        _draw_costs(axes, facts)
-    axes.grid(alpha=0.25, which="both", linewidth=0.5)
-    axes.legend(fontsize="small", loc="best")
-    figures.save(figure, path)
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("convmixer_")
-
-
-def _draw_accuracies(axes: Any, facts: dict[str, Any]) -> None:
-    """Draw every run, those of a network above each other, and the front of those that were trained longest."""
-    import matplotlib
-
-    cost, lengths = facts["cost"], [rung["epochs"] for rung in facts["training"]["rungs"]]
-    label, _, scale = COSTS[cost]
-    colours = [
-        matplotlib.colormaps["viridis_r"](0.15 + 0.75 * i / max(len(lengths) - 1, 1)) for i in range(len(lengths))
-    ]
-    runs = {
-        candidate["name"]: [
-            (scale * candidate[cost], 100 * run["top1"], run["epochs"])
-            for run in candidate["runs"]
-            if run["top1"] is not None
-        ]
-        for candidate in facts["candidates"]
-    }
-    for points in runs.values():
-        axes.plot([x for x, *_ in points], [y for _, y, _ in points], color="0.75", linewidth=1, zorder=1)
-    for epochs, colour in zip(lengths, colours):
-        xs, ys = zip(*[(x, y) for points in runs.values() for x, y, n in points if n == epochs] or [((), ())])
-        axes.scatter(xs, ys, color=colour, s=36, zorder=3, label=f"after {epochs} epochs ({len(xs)} networks)")
-    front = [runs[name][-1] for name in facts["front"]]
-    axes.plot([x for x, *_ in front], [y for _, y, _ in front], color="tab:red", zorder=2, label="front")
-    roles = _roles(facts)
-    for name, points in runs.items():
-        if points:
-            role = roles.get(name, "").removeprefix("front").removeprefix(", ")
-            text = f"{_short(name)}\n{role}" if role else _short(name)
-            axes.annotate(
-                text, points[-1][:2], xytext=(0, 7), textcoords="offset points", ha="center", va="bottom",
-                fontsize="small", fontweight="bold" if role else None,
-            )  # fmt: skip
-    if facts["limit"] is not None:
-        axes.axvline(scale * facts["limit"], color="0.4", linestyle="--", linewidth=1, label="limit")
-    axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.14)
-    axes.set(xlabel=label, ylabel="top-1 (%), one run each")
-    axes.set_title(f"{len(runs)} networks, {facts['training']['epochs']} epochs of training")
-
-
-def _draw_costs(axes: Any, facts: dict[str, Any]) -> None:
-    """Draw one cost over another, to show how far the one says the other."""
-    import matplotlib
-
-    x_key, y_key = ("macs", "latency_ms") if facts["machine"] else ("parameters", "macs")
-    (x_label, _, x_scale), (y_label, _, y_scale) = COSTS[x_key], COSTS[y_key]
-    patches = sorted({candidate["patch_size"] for candidate in facts["candidates"]})
-    for i, patch in enumerate(patches):
-        members = [candidate for candidate in facts["candidates"] if candidate["patch_size"] == patch]
-        xs, ys = ([scale * c[key] for c in members] for key, scale in ((x_key, x_scale), (y_key, y_scale)))
-        colour = matplotlib.colormaps["viridis"](0.9 * i / max(len(patches) - 1, 1))
-        ends = (
-            [
-                [c["latency_ms"] - c["fastest_ms"] for c in members],
-                [c["slowest_ms"] - c["latency_ms"] for c in members],
-            ]
-            if facts["machine"]
-            else None
-        )
-        axes.errorbar(xs, ys, ends, fmt="o", color=colour, elinewidth=1, label=f"patches of {patch} pixels")
-        for candidate, x, y in zip(members, xs, ys):
-            axes.annotate(
-                _short(candidate["name"]), (x, y), xytext=(6, -3), textcoords="offset points", fontsize="x-small"
-            )
-    if facts["limit"] is not None and facts["cost"] in (x_key, y_key):
-        line = axes.axvline if facts["cost"] == x_key else axes.axhline
-        line(COSTS[facts["cost"]][2] * facts["limit"], color="0.4", linestyle="--", linewidth=1, label="limit")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.margins(x=0.12)
-    axes.set(xlabel=x_label, ylabel=y_label + (", fastest to slowest round" if facts["machine"] else ""))
-    axes.set_title(f"What {len(facts['candidates'])} networks cost; nothing was trained")

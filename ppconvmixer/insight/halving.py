@@ -99,3 +99,11 @@ def halve(
             survivors = [candidate for candidate in survivors if candidate in kept]
         results.append({candidate: train(candidate, rung.epochs) for candidate in survivors})
     return results
+
+
+def announced(rungs: Sequence[Rung], budget: int) -> str:
+    """Return a plan as a text of some lines."""
+    lines = [f"successive halving in {sum(rung.cost for rung in rungs)} epochs of a budget of {budget}:"]
+    for i, rung in enumerate(rungs, 1):
+        lines.append(f"  rung {i}: {rung.candidates} candidates x {rung.epochs} epochs = {rung.cost} epochs")
+    return "\n".join(lines)
