@@ -28,6 +28,7 @@ logger = logging.getLogger("ppconvmixer")
 
 MOST = 32  # candidates: each is a process with Paddle in it while they are timed, all at once
 BATCH = 32  # pictures, for throughput and memory
+BUSY = 2  # times the fastest round that the slowest may take, before its figures are doubted
 
 
 class Cost(NamedTuple):
@@ -142,6 +143,8 @@ def measure(candidates: Mapping[str, Variant], rounds: int) -> dict[str, dict[st
             else:
                 costs["images_per_second"] = timing.images_per_second
                 costs["peak_mb"] = None if math.isnan(timing.peak_mb) else timing.peak_mb
+    if any(costs["slowest_ms"] > BUSY * costs["fastest_ms"] for costs in found.values()):
+        logger.warning("the times differ much between rounds: the machine is busy; measure again when it is not")
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from .. import figures
 from ..files import PathLike
-from .design_space import BATCH, COSTS, amount
+from .design_space import BATCH, BUSY, COSTS, amount
 
 
 def table(facts: dict[str, Any]) -> str:
@@ -26,7 +26,7 @@ def table(facts: dict[str, Any]) -> str:
     width = max(len(candidate["name"]) for candidate in candidates)
     head = f"{'network':{width}}{'parameters':>12}{'MMACs':>9}"
     if machine:
-        head += f"{'ms':>9}{'':>16}{'img/s':>9}{'MiB':>7}"
+        head += f"{'ms':>9}{'':>20}{'img/s':>9}{'MiB':>7}"
     head += "".join(f"{f'{epochs} ep.':>9}" for epochs in lengths)
     lines.append(head.rstrip())
     for candidate in sorted(candidates, key=lambda candidate: candidate[facts["cost"]]):
@@ -34,7 +34,7 @@ def table(facts: dict[str, Any]) -> str:
         if machine:
             spread = f"({candidate['fastest_ms']:.2f} to {candidate['slowest_ms']:.2f})"
             peak = "-" if candidate["peak_mb"] is None else f"{candidate['peak_mb']:.0f}"
-            line += f"{candidate['latency_ms']:9.2f}{spread:>16}{candidate['images_per_second']:9.0f}{peak:>7}"
+            line += f"{candidate['latency_ms']:9.2f}{spread:>20}{candidate['images_per_second']:9.0f}{peak:>7}"
         reached = {run["epochs"]: run["top1"] for run in candidate["runs"]}
         line += "".join(f"{_percent(reached[n]) if n in reached else '':>9}" for n in lengths)
         remark = roles.get(candidate["name"], "") if candidate["within_limit"] else "beyond the limit"
@@ -57,16 +57,24 @@ def _roles(facts: dict[str, Any]) -> dict[str, str]:
 
 def _verdict(facts: dict[str, Any]) -> list[str]:
     training = facts["training"]
+    busy = [c["name"] for c in facts["candidates"] if facts["machine"] and c["slowest_ms"] > BUSY * c["fastest_ms"]]
+    doubt = (
+        [f"The slowest round took over {BUSY} times the fastest for {len(busy)} networks: the machine was busy."]
+        if busy
+        else []
+    )
     if training is None:
         return [
+            *doubt,
             "Nothing was trained: this says what networks cost, and nothing of how accurate they become, so none is "
-            "recommended. A recipe (-c) and --budget train them."
+            "recommended. A recipe (-c) and --budget train them.",
         ]
     last = training["rungs"][-1]["epochs"]
     lines = [
+        *doubt,
         f"Every accuracy is of one run (seed {training['seed']}), at its best of the epochs, on the "
         f"{training['judged_by']:,} pictures that chose it; one picture is {100 / training['judged_by']:.2g} points. "
-        "Another seed gives others."
+        "Another seed gives others.",
     ]
     if not facts["recommendations"]:
         return [*lines, "No run came to an end with a loss that is a number, so nothing is recommended."]
