@@ -98,14 +98,14 @@ def _verdict(facts: dict[str, Any]) -> list[str]:
 
 
 def draw(facts: dict[str, Any], path: PathLike) -> None:
-    """Draw what ``design_space.describe`` found: accuracy over cost, or, where nothing was trained, cost over cost.
+    """Draw what ``design_space.describe`` found: accuracy over cost, or, without accuracies, cost over cost.
 
     Raises:
         UserError: the suffix is of no kind that can be drawn, or the file cannot be written.
     """
     figure = figures.create(10, 5.5)
     axes = figure.add_subplot()
-    (_draw_accuracies if facts["training"] else _draw_costs)(axes, facts)
+    (_draw_accuracies if facts["front"] else _draw_costs)(axes, facts)
     axes.grid(alpha=0.3, linewidth=0.5)
     figure.legend(loc="outside right upper", fontsize="small")
     figures.save(figure, path)
@@ -159,7 +159,8 @@ def _draw_costs(axes: Any, facts: dict[str, Any]) -> None:
     axes.margins(x=0.12, y=0.12)
     spread = "\nmedian, and fastest to slowest round" if facts["machine"] else ""
     axes.set(xlabel=COSTS[x_key].label, ylabel=COSTS[y_key].label + spread)
-    axes.set_title(f"What {len(facts['candidates'])} networks cost; nothing was trained")
+    why = "no run ended well" if facts["training"] else "nothing was trained"
+    axes.set_title(f"What {len(facts['candidates'])} networks cost; {why}")
 
 
 def _draw_limit(facts: Mapping[str, Any], **lines: Any) -> None:
