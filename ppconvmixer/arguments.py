@@ -21,9 +21,9 @@ def add_command(commands: Any, run: Any, name: str, summary: str) -> argparse.Ar
     return command
 
 
-def add_recipe(command: argparse.ArgumentParser) -> None:
+def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
     command.add_argument(
-        "-c", "--config", metavar="RECIPE", required=True, help="a YAML file, or the name of a shipped one"
+        "-c", "--config", metavar="RECIPE", required=required, help="a YAML file, or the name of a shipped one"
     )
     command.add_argument(
         *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],

@@ -258,7 +258,10 @@ def _serve(connection: Connection, contender: str, make: Callable[[], peers.Step
         connection.send(error if known else UserError(f"{contender}: {type(error).__name__}: {error}"))
         return
     _forget_peak()
-    connection.send(result)
+    try:
+        connection.send(result)
+    except BrokenPipeError:  # Ctrl-C, before anybody could wait for it
+        return
     while True:
         try:
             seconds = connection.recv()
@@ -349,12 +352,11 @@ def line(comparison: dict[str, Any]) -> str:
 def machine() -> dict[str, Any]:
     """Return processor, threads, memory and the ceilings that were measured: MACs and bytes a second."""
     described = processor.described()
-    names = re.findall(r"model name\s*: (.+)", described)
     meminfo = Path("/proc/meminfo")
     memory = int(re.search(r"\d+", meminfo.read_text())[0]) / 2**20 if meminfo.exists() else None
     macs, rate = _in_child(_ceilings) or (None, None)
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": processor.name(),
         "threads": threads(),
         "vectors": next((name for name in ("avx512f", "avx2") if name in described), None),
         "memory_gib": memory,

@@ -76,7 +76,7 @@ def finetune(
     if resume and not (folder / "recipe.yaml").is_file():
         raise UserError(f"there is nothing to resume in {folder}; leave --resume out to start")
     train, val = open_data(recipe)
-    num_classes = _num_classes(train)
+    num_classes = count_classes(train)
     val.check_labels(num_classes)
     logger.info("%d pictures to train on, %d to evaluate on, %d classes", len(train), len(val), num_classes)
     pictures = run_folder.listing(train, val)
@@ -134,7 +134,7 @@ def _train(
     from .optim import create_optimizer
     from .trainer import Trainer
 
-    settings, spec, num_classes = recipe.train, recipe.input_spec(), _num_classes(train)
+    settings, spec, num_classes = recipe.train, recipe.input_spec(), count_classes(train)
 
     kept = Kept(len(train))
 
@@ -240,7 +240,8 @@ def _logged(file: Path) -> Iterator[None]:
         handler.close()
 
 
-def _num_classes(train: Pictures) -> int:
+def count_classes(train: Pictures) -> int:
+    """Return how many classes a network for these training pictures tells apart."""
     return len(train.classes) if train.classes else int(train.labels.max()) + 1
 
 

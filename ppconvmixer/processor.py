@@ -1,5 +1,7 @@
 """What the system says of its processor."""
 
+import platform
+import re
 from pathlib import Path
 
 
@@ -9,3 +11,9 @@ def described() -> str:
         return Path("/proc/cpuinfo").read_text()
     except OSError:
         return ""
+
+
+def name() -> str:
+    """Return what the processor is called."""
+    found = re.search(r"model name\s*: (.+)", described())
+    return found[1] if found else platform.processor() or platform.machine()

@@ -134,7 +134,7 @@ def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str],
         before = recipes.load(folder / "recipe.yaml")
     else:
         before = recipes.from_dict(saved.facts["recipe"])
-    found = [line for line in recipes.differences(before, recipe) if not line.startswith(_HARMLESS)]
+    found = changed_settings(before, recipe)
     if saved and saved.facts["pictures"] != digest(pictures):
         found.append(changed_pictures(folder / "pictures.csv", pictures))
     before_teacher = saved.facts.get("teacher") if saved else None  # an older state does not say
@@ -149,6 +149,14 @@ def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str],
 
 def changed_pictures(file: Path, pictures: str) -> str:
     """Say in a line how ``pictures``, which is what ``listing`` says, differ from those listed in ``file``."""
+
+
+def changed_settings(before: Recipe, recipe: Recipe) -> list[str]:
+    """Say which settings differ that change the result of a run, a line each."""
+    return [line for line in recipes.differences(before, recipe) if not line.startswith(_HARMLESS)]
+
+
+def _changed_pictures(file: Path, pictures: str) -> str:
     try:
         before = _labels(file.read_text("utf-8", "surrogateescape"))
     except (OSError, ValueError):
