@@ -35,21 +35,20 @@ def add(commands: Any) -> None:
     aspects = command.add_subparsers(dest="aspect", metavar="WHAT", required=True)
     _add_schedule(aspects)
     _add_diagnose(aspects)
-
-
-def _add_schedule(aspects: Any) -> None:
-    command = add_command(aspects, _schedule, "schedule", "show the learning rate of every layer over a run")
-    add_recipe(command)
-    command.add_argument("--pictures", type=positive, metavar="N", help="assume N training pictures, with no data")
-    command.add_argument("--output", metavar="schedule.png", help="draw it")
-    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    _add_complexity(aspects)
     _add_features(aspects)
     _add_gradcam(aspects)
-    _add_complexity(aspects)
-    _add_receptive_field(aspects)
-    _add_robustness(aspects)
     _add_kernels(aspects)
+    _add_receptive_field(aspects)
     _add_mixing(aspects)
+    _add_robustness(aspects)
+    _add_design_space(aspects)
+
+
+def _add_results(command: argparse.ArgumentParser, name: str) -> None:
+    """Add where the figures of a command go."""
+    command.add_argument("--output", metavar=f"{name}.png", help="draw them")
+    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
 
 
 def _add_network(command: argparse.ArgumentParser, name: str, pictures: int = 0) -> None:
@@ -59,14 +58,19 @@ def _add_network(command: argparse.ArgumentParser, name: str, pictures: int = 0)
         command.add_argument("--data", metavar="DIR|TAR", required=True, help="pictures: a folder or tar archive")
         summary = f"take N of them, from all over (default: {pictures})"
         command.add_argument("--limit", type=positive, default=pictures, metavar="N", help=summary)
-    command.add_argument("--output", metavar=f"{name}.png", help="draw it")
-    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    _add_results(command, name)
 
 
 def _inputs(options: argparse.Namespace) -> list[Optional[str]]:
     """Return the files that a command reads."""
     return [getattr(options, name, None) for name in ("weights", "classes", "data")]
-    _add_design_space(aspects)
+
+
+def _add_schedule(aspects: Any) -> None:
+    command = add_command(aspects, _schedule, "schedule", "show the learning rate of every layer over a run")
+    add_recipe(command)
+    command.add_argument("--pictures", type=positive, metavar="N", help="assume N training pictures, with no data")
+    _add_results(command, "schedule")
 
 
 def _schedule(options: argparse.Namespace) -> None:
@@ -91,8 +95,7 @@ def _add_features(aspects: Any) -> None:
         "--blocks", type=int, nargs="+", metavar="N", help="these, from 0, or from -1 back (default: eight of them)"
     )
     command.add_argument("--channels", type=natural, default=4, metavar="N", help="so many of each (default: 4)")
-    command.add_argument("--output", metavar="features.png", help="draw the maps")
-    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    _add_results(command, "features")
 
 
 def _features(options: argparse.Namespace) -> None:
@@ -122,8 +125,7 @@ def _add_gradcam(aspects: Any) -> None:
     command.add_argument(
         "--block", type=int, default=-1, metavar="N", help="whose map, from 0, or from -1 back (default: -1, the last)"
     )
-    command.add_argument("--output", metavar="gradcam.png", help="draw it on the pictures")
-    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    _add_results(command, "gradcam")
 
 
 def _gradcam(options: argparse.Namespace) -> None:
@@ -162,8 +164,7 @@ def _add_complexity(aspects: Any) -> None:
     how.add_argument(
         "--separable", action="store_true", help="compare its convolutions with standard ones in their place"
     )
-    command.add_argument("--output", metavar="complexity.png", help="draw it")
-    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    _add_results(command, "complexity")
 
 
 def _complexity(options: argparse.Namespace) -> None:
@@ -343,8 +344,7 @@ def _add_design_space(aspects: Any) -> None:
     limits.add_argument("--limit-ms", type=float, metavar="MS", help="networks that take no longer for one picture")
     limits.add_argument("--limit-parameters", type=positive, metavar="N", help="or have no more parameters")
     limits.add_argument("--limit-macs", type=positive, metavar="N", help="or no more multiply-accumulates")
-    command.add_argument("--output", metavar="front.png", help="draw it")
-    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    _add_results(command, "front")
 
 
 def _design_space(options: argparse.Namespace) -> None:

@@ -147,16 +147,13 @@ def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str],
     return found
 
 
-def changed_pictures(file: Path, pictures: str) -> str:
-    """Say in a line how ``pictures``, which is what ``listing`` says, differ from those listed in ``file``."""
-
-
 def changed_settings(before: Recipe, recipe: Recipe) -> list[str]:
     """Say which settings differ that change the result of a run, a line each."""
     return [line for line in recipes.differences(before, recipe) if not line.startswith(_HARMLESS)]
 
 
-def _changed_pictures(file: Path, pictures: str) -> str:
+def changed_pictures(file: Path, pictures: str) -> str:
+    """Say in a line how ``pictures``, which is what ``listing`` says, differ from those listed in ``file``."""
     try:
         before = _labels(file.read_text("utf-8", "surrogateescape"))
     except (OSError, ValueError):
