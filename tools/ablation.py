@@ -29,7 +29,7 @@ SCRATCH = {  # what is changed in configs/cifar10_128_8.yaml
     "distilled from the 256/8": ["distill.teacher=convmixer_256_8_ks5_p2", "distill.weights=pretrained"],
 }
 USUAL = [
-    *("model.name=convmixer_64_4_ks5_p2", "train.epochs=15", "train.batch_size=128", "train.histograms=0"),
+    *("model.name=convmixer_64_4_ks5_p2", "train.epochs=10", "train.batch_size=128", "train.histograms=0"),
     *("augment.randaugment=null", "augment.crop_scale=[0.6, 1.0]", "optimizer.lr=0.02", "data.dataset=list"),
 ]
 TRANSFER = {  # from CIFAR-10 to digits; what is changed in configs/digits_finetune.yaml
