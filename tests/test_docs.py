@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import itertools
 import re
+import shlex
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from ppconvmixer import recipe, zoo
+from ppconvmixer import cli, recipe, zoo
 from ppconvmixer.augment import Augment
 
 
@@ -44,6 +45,7 @@ def test_every_test_that_a_promise_names_exists():
         "docs/deployment_zh.md",
         "docs/finetuning.md",
         "docs/finetuning_zh.md",
+        "docs/insight.md",
         "docs/performance.md",
         "docs/recipes.md",
         "docs/recipes_zh.md",
@@ -55,6 +57,26 @@ def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("https://"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_page_on_insight_shows_every_aspect_by_commands_that_are_understood():
+    parser = cli._parser()
+    text = (ROOT / "docs/insight.md").read_text()
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    shown = [parser.parse_args(shlex.split(line)[1:]) for line in lines if line.startswith("ppconvmixer ")]
+    pictures = [options.output for options in shown if getattr(options, "output", None)]
+    assert sorted(pictures) == sorted(f"docs/{name}" for name in re.findall(r"!\[.+?\]\((.+?)\)", text))
+    commands = next(action.choices for action in parser._actions if action.dest == "command")
+    aspects = next(action.choices for action in commands["inspect"]._actions if action.dest == "aspect")
+    assert {options.aspect for options in shown if options.command == "inspect"} == set(aspects)
+
+
+def test_the_contents_of_the_page_on_insight_name_its_sections():
+    text = (ROOT / "docs/insight.md").read_text()
+    sections = re.findall(r"^## (.+)$", text, re.M)
+    listed = re.findall(r"^\| \[(.+?)\]\(#(.+?)\) \|", text, re.M)
+    assert listed == [(name, name.lower().replace(" ", "-")) for name in sections]
 
 
 @pytest.mark.parametrize("name", ["README", "docs/deployment", "docs/finetuning", "docs/recipes"])
