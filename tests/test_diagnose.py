@@ -95,7 +95,7 @@ def sick(tmp_path_factory, digits):
             *(*lists(range(80), range(300, 400)), *plain, "schedule.name=cosine", "optimizer.lr=0.01"),
             *("train.batch_size=16", "train.epochs=24"),
         ],
-        "underfitting": lambda: [*few, "model.name=convmixer_2_1_ks1_p16", "train.epochs=6"],
+        "underfitting": lambda: [*few, "model.name=convmixer_2_1_ks1_p16", "train.epochs=40", "optimizer.lr=0.3"],
         "statistics": lambda: [
             *(*lists(range(700), range(900, 1000)), "train.epochs=1", "train.batch_size=128", "schedule.name=constant"),
         ],
