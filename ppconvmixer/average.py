@@ -25,7 +25,7 @@ def average(networks: Sequence[Trained]) -> dict[str, np.ndarray]:
     """
     first, *others = networks
     for other in others:
-        for what in ("name", "classes", "input"):
+        for what in ("name", "num_classes", "classes", "input"):
             mine, theirs = getattr(first, what), getattr(other, what)
             if mine != theirs:
                 raise UserError(f"{other.path} differs from {first.path} in its {what}: {theirs}, not {mine}")

@@ -50,3 +50,9 @@ def test_mistakes(three, tmp_path, tiny_weights, capsys):
     assert "--overwrite" in refused(capsys, "average", a, c, target)
     assert target.read_bytes() == b"mine"
     assert run("average", a, c, target, "--overwrite") == 0
+    capsys.readouterr()
+    for path in (a, b):  # without cards, the heads alone tell them apart
+        path.with_suffix(".json").unlink()
+    checkpoint.write(b, random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=4))
+    more = ("--model", "convmixer_tiny", "--overwrite")
+    assert "in its num_classes: 4, not 3" in refused(capsys, "average", a, b, target, *more)
