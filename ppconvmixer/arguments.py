@@ -142,12 +142,7 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> No
 
 def read_images(data: str, spec: zoo.InputSpec, count: int) -> Any:
     """Return the network's input made of so many pictures below a folder or in a tar archive."""
-    from . import datasets, sources
-    from .loader import Samples, some
-    from .transforms import eval_transform
-
-    pictures = datasets.unlabelled(sources.open_source(data))
-    return some(Samples(pictures, eval_transform(spec), spec.size), count)
+    return _read_some(data, spec, count)[1]
 
 
 def read_pictures(paths: Sequence[str]) -> list[Any]:
@@ -172,18 +167,21 @@ def read_labelled(data: str, network: Trained, count: int) -> tuple[Any, Any]:
     """
     import numpy as np
 
+    names, images = _read_some(data, network.input, count)
+    number = {name: i for i, name in enumerate(network.classes or ())}
+    folders = [Path(name).parent.name for name in names]
+    labels = np.array([number[name] for name in folders], np.int64) if number.keys() >= set(folders) else None
+    return images, labels
+
+
+def _read_some(data: str, spec: zoo.InputSpec, count: int) -> tuple[Sequence[str], Any]:
     from . import datasets, sources
-    from .loader import Samples, some
+    from .loader import Samples, evenly, some
     from .transforms import eval_transform
 
     pictures = datasets.unlabelled(sources.open_source(data))
-    count = min(count, len(pictures))
-    pictures = pictures.subset(np.linspace(0, len(pictures) - 1, count).round().astype(int))
-    images = some(Samples(pictures, eval_transform(network.input), network.input.size), count)
-    number = {name: i for i, name in enumerate(network.classes or ())}
-    folders = [Path(name).parent.name for name in pictures.names]
-    labels = np.array([number[name] for name in folders], np.int64) if number.keys() >= set(folders) else None
-    return images, labels
+    pictures = pictures.subset(evenly(len(pictures), count))
+    return pictures.names, some(Samples(pictures, eval_transform(spec), spec.size), count)
 
 
 def check_picture(path: Optional[str], inputs: Sequence[Optional[str]] = ()) -> None:

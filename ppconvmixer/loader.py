@@ -343,19 +343,27 @@ class TrainBatches:
             yield [batch.images, targets]
 
 
+def evenly(total: int, count: int) -> np.ndarray:
+    """Return ``count`` places of ``total``, from all over, the first and the last among them; all where that is more.
+
+    Returns:
+        int64, rising.
+    """
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
+
+
 def some(samples: Samples, count: int) -> np.ndarray:
     """Return ``count`` samples from all over the data set, float32 (N, 3, size, size); all where there are fewer.
 
     Raises:
         UserError: broken pictures among them, all of them named.
     """
-    count = min(count, len(samples))
-    chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
-    images = np.empty((count, 3, samples.size, samples.size), np.float32)
+    chosen = evenly(len(samples), count)
+    images = np.empty((len(chosen), 3, samples.size, samples.size), np.float32)
     readable = samples.fill(images, chosen)
     if not readable.all():
         lines = reasons(samples, chosen[~readable])
-        raise UserError(f"{len(lines)} of {count} pictures cannot be read:\n" + "\n".join(lines))
+        raise UserError(f"{len(lines)} of {len(chosen)} pictures cannot be read:\n" + "\n".join(lines))
     return images
 
 

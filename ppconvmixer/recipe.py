@@ -430,10 +430,7 @@ def load(path: PathLike, overrides: Iterable[str] = ()) -> Recipe:
     except UserError as error:
         raise UserError(f"cannot read the recipe {file}: {error}") from error
     try:
-        tree = _mapping(tree, "the recipe")
-        for override in overrides:
-            _override(tree, override)
-        return _parse(Recipe, tree, "")
+        return _overridden(_mapping(tree, "the recipe"), overrides)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
@@ -462,7 +459,10 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     Raises:
         UserError: as ``load``.
     """
-    tree = recipe.to_dict()
+    return _overridden(recipe.to_dict(), overrides)
+
+
+def _overridden(tree: dict[str, Any], overrides: Iterable[str]) -> Recipe:
     for text in overrides:
         _override(tree, text)
     return from_dict(tree)

@@ -104,7 +104,7 @@ def eval_crop(spec: InputSpec, backend: str = "pil") -> Callable[[Picture], np.n
         _cv2()
 
     def crop(picture: Picture) -> np.ndarray:
-        shape, (left, top) = _middle(spec, *_size(picture))
+        shape, (left, top) = _middle(spec, *dimensions(picture))
         check_pixels(*shape)  # a picture of one pixel by sixty thousand would become one of gigabytes
         resized = np.asarray(resize(picture, shape, spec.interpolation))
         return resized[top : top + size, left : left + size]
@@ -158,8 +158,8 @@ class Transform:
         if numbers is None:
             return self._crop(picture)
         size = self.spec.size, self.spec.size
-        box = crop_box(*_size(picture), self.augment, numbers)
-        if box == (0, 0, *size) and _size(picture) == size:
+        box = crop_box(*dimensions(picture), self.augment, numbers)
+        if box == (0, 0, *size) and dimensions(picture) == size:
             return np.asarray(picture)
         return np.asarray(_image(picture).resize(size, _resample(self.spec.interpolation), box=box))
 
@@ -192,7 +192,8 @@ def train_transform(spec: InputSpec, augment: Augment) -> Transform:
     return Transform(spec, augment=augment)
 
 
-def _size(picture: Picture) -> tuple[int, int]:
+def dimensions(picture: Picture) -> tuple[int, int]:
+    """Return width and height, in pixels."""
     return picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
 
 

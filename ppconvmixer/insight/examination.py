@@ -17,11 +17,12 @@ from .. import phases
 from ..datasets import Pictures
 from ..engines import Dygraph
 from ..evaluate import evaluate
-from ..loader import Samples
+from ..loader import Samples, evenly
 from ..mixing import Mixing
 from ..model import ConvMixer
 from ..recipe import Phase, Recipe
 from ..transforms import eval_transform, train_transform
+from .maps import watched
 
 BATCH = 256
 """Training pictures whose statistics are taken: with 64 positions and more each, a mean is known to a hundredth of a
@@ -83,8 +84,7 @@ def examine(network: ConvMixer, recipe: Recipe, train: Pictures, limit: int) -> 
         UserError: none of the pictures can be read, or one of the batch cannot.
     """
     spec = recipe.input_spec()
-    chosen = np.linspace(0, len(train) - 1, min(limit or len(train), len(train))).round().astype(int)
-    samples = Samples(train.subset(chosen), eval_transform(spec), spec.size)
+    samples = Samples(train.subset(evenly(len(train), limit or len(train))), eval_transform(spec), spec.size)
     workers = recipe.data.workers
     seen = evaluate(Dygraph(network), samples, 64, workers, skip_broken=True, keep_logits=True)
     images, labels = _batch(recipe, train, network.num_classes)
@@ -127,26 +127,19 @@ def _layers(network: ConvMixer) -> Iterator[tuple[str, Any]]:
 
 
 def _norms(network: ConvMixer, images: np.ndarray) -> tuple[Norm, ...]:
-    """Return what every batch norm sees of ``images`` in evaluation. With hooks, the layers compute."""
+    """Return what every batch norm sees of ``images`` in evaluation."""
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def look(name: str, x: paddle.Tensor) -> None:
+    def see(name: str, x: paddle.Tensor, _: paddle.Tensor) -> None:
         mean = x.mean(axis=[0, 2, 3], keepdim=True)
         variance = (x - mean).square().mean(axis=[0, 2, 3])
         found.setdefault(name, []).append((mean.flatten().numpy().astype(float), variance.numpy().astype(float)))
 
     layers = dict(_layers(network))
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, inputs, name=name: look(name, inputs[0]))
-        for name, layer in layers.items()
-    ]
     parts = np.array_split(images, -(-len(images) // _PART))
-    try:
+    with watched(layers, see):
         for part in parts:
             Dygraph(network)(part)
-    finally:
-        for hook in hooks:
-            hook.remove()
     weights = np.array([len(part) for part in parts]) / len(images)
     norms = []
     for name, layer in layers.items():

@@ -11,6 +11,7 @@ import paddle
 
 from .. import figures
 from ..files import PathLike
+from ..loader import evenly
 from ..model import ConvMixer, FeatureInfo
 from ..transforms import Picture
 
@@ -43,7 +44,7 @@ def look(model: ConvMixer, image: np.ndarray, blocks: Optional[Sequence[int]] = 
     """
     depth = len(model.blocks)
     if blocks is None:
-        blocks = np.linspace(0, depth - 1, min(COLUMNS, depth)).round().astype(int).tolist()
+        blocks = evenly(depth, COLUMNS).tolist()
     chosen = model.block_numbers(blocks)
     model.eval()
     with paddle.no_grad():

@@ -23,7 +23,7 @@ from ..errors import UserError, brief, shown, unknown
 from ..evaluate import softmax
 from ..files import PathLike
 from ..model import ConvMixer
-from ..transforms import Picture, eval_box, eval_transform
+from ..transforms import Picture, dimensions, eval_box, eval_transform
 from ..zoo import InputSpec, variant
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def draw(network: Trained, pictures: Sequence[Picture], facts: dict[str, Any], p
 
     pairs = min(len(pictures), 1 if len(pictures) == 1 else 2 if len(pictures) < 5 else 3)
     rows = math.ceil(len(pictures) / pairs)
-    sizes = np.array([_size(picture) for picture in pictures])
+    sizes = np.array([dimensions(picture) for picture in pictures])
     side = min(max(sizes.max() / 120, 2), 8 / pairs)  # inches; up to a limit, a pixel of a picture is about one here
     wide, high = side * (sizes / sizes.max(axis=1, keepdims=True)).max(axis=0)
     figure = figures.create(2 * wide * pairs + 0.5, (high + 0.6) * rows)
@@ -252,7 +252,7 @@ def draw(network: Trained, pictures: Sequence[Picture], facts: dict[str, Any], p
         axes.axis("off")
     for i, (picture, row) in enumerate(zip(pictures, facts["pictures"])):
         picture = _reduced(picture)
-        width, height = size = _size(picture)
+        width, height = size = dimensions(picture)
         left, top, right, bottom = eval_box(network.input, *size)
         plain, hot = grid.reshape(-1, 2)[i]
         plain.imshow(picture, extent=(0, width, height, 0))
@@ -278,13 +278,8 @@ def _title(axes: Any, lines: Sequence[str]) -> None:
 
 def _reduced(picture: Picture) -> Picture:
     """Return a picture of no more pixels than a figure shows."""
-    if max(_size(picture)) <= LARGEST:
+    if max(dimensions(picture)) <= LARGEST:
         return picture
     small = Image.fromarray(np.asarray(picture))
     small.thumbnail((LARGEST, LARGEST))
     return small
-
-
-def _size(picture: Picture) -> tuple[int, int]:
-    """Return width and height."""
-    return np.asarray(picture).shape[1::-1]

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import figures
 from ..files import PathLike
+from ..loader import evenly
 from ..model import ConvMixer
 from . import maps
 
@@ -162,7 +163,7 @@ def draw(facts: dict[str, Any], model: ConvMixer, path: PathLike) -> None:
     import matplotlib
 
     layers = depthwise(model)
-    shown = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(PANELS - 1, len(layers)))})
+    shown = evenly(len(layers), PANELS - 1).tolist()
     colours = matplotlib.colormaps["RdBu_r"]
     sheets = {"patch embedding": mosaic(0.5 + 0.5 * _own_scale(_rgb(embedding(model))))}
     for i in shown:
@@ -220,7 +221,7 @@ def mosaic(tiles: np.ndarray) -> np.ndarray:
 
 def _some(kernels: np.ndarray) -> np.ndarray:
     """Return up to ``SHOWN`` of them, evenly from all."""
-    return kernels[np.linspace(0, len(kernels) - 1, min(SHOWN, len(kernels))).round().astype(int)]
+    return kernels[evenly(len(kernels), SHOWN)]
 
 
 def _own_scale(kernels: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import paddle
 from .. import figures
 from ..errors import UserError
 from ..files import PathLike
+from ..loader import evenly
 from ..model import ConvMixer
 from . import maps
 
@@ -168,7 +169,7 @@ def draw(facts: dict[str, Any], mass: np.ndarray, path: PathLike) -> None:
     from matplotlib.colors import LogNorm
 
     found = facts["layers"]
-    shown = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(SHOWN, len(found)))})
+    shown = evenly(len(found), SHOWN).tolist()
     columns = math.ceil(len(shown) / 3) if len(shown) > 3 else 1
     figure = figures.create(5 + 2.1 * columns, 6)
     curves, heat = figure.subfigures(1, 2, width_ratios=[4.6, 2.1 * columns + 0.8])

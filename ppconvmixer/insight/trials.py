@@ -107,7 +107,7 @@ class Trials:
             Stopped: after Ctrl-C or SIGTERM; the next call goes on.
         """
         folder = self.run_of(name, epochs)
-        result, diverged = folder / "result.json", folder / "not_finite.txt"
+        result, diverged = folder / "result.json", folder / run_folder.NOT_FINITE
         if result.exists():
             top1 = read_figures(result).get("top1")
             if not isinstance(top1, float) or not 0 <= top1 <= 1:
