@@ -14,6 +14,7 @@ from paddle import nn
 from paddle.jit.sot.psdb import in_sot
 
 from .errors import UserError, shown, unknown
+from .gpu import check_gpu
 from .ops import mixer, rewrite
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -118,7 +119,8 @@ class ConvMixer(nn.Layer):
     Output: float32 ``(N, num_classes)`` logits, or ``(N, dim)`` when ``num_classes`` is 0.
 
     Raises:
-        UserError: unknown ``act`` or ``residual``, or kernel sizes that are no numbers from 1 on or more than channels.
+        UserError: unknown ``act`` or ``residual``, kernel sizes that are no numbers from 1 on or more than channels, or
+            a GPU on which Paddle cannot compute.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class ConvMixer(nn.Layer):
         norm_first: bool = False,
         residual: str = "depthwise",
     ):
+        check_gpu()
         super().__init__()
         if act not in ACTIVATIONS:
             raise unknown("activation", act, ACTIVATIONS)
