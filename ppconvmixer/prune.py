@@ -11,7 +11,7 @@ residual, and the columns of the pointwise convolution (or the head) that takes 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from .model import ConvMixer
 if TYPE_CHECKING:
     from .trained import Trained
 
+PART = 16  # pictures at a time, as columns of double precision
 RIDGE = 1e-4  # of the mean variance: what channels are told apart by must not be the rounding of their sums
 
 
@@ -84,7 +85,8 @@ def narrow(model: ConvMixer, dim: int, images: np.ndarray) -> ConvMixer:
         images: what it is used for, float32 (N, channels, H, W); some hundred pictures.
 
     Raises:
-        UserError: ``dim`` is not below the network's width, or the network is a variant that is no ConvMixer.
+        UserError: ``dim`` is not below the network's width, the network is a variant that is no ConvMixer, or there are
+            fewer than two pictures.
     """
     if not model.plain:
         raise UserError(
@@ -92,23 +94,26 @@ def narrow(model: ConvMixer, dim: int, images: np.ndarray) -> ConvMixer:
         )
     if not 0 < dim < model.dim:
         raise UserError(f"the network is {model.dim} channels wide; a narrower one has 1 to {model.dim - 1}")
+    if len(images) < 2:
+        raise UserError("channels are told apart by how they vary from picture to picture; give some hundred pictures")
     model.eval()
+    parts = [images[start : start + PART] for start in range(0, len(images), PART)]
     with paddle.no_grad():
-        kept = _choose(model, dim, paddle.to_tensor(images))
+        kept = _choose(model, dim, parts)
         small = _cut(model, kept)
         small.eval()
-        _fit(model, small, kept, paddle.to_tensor(images))
+        _fit(model, small, kept, parts)
     return small
 
 
-def _choose(model: ConvMixer, dim: int, images: paddle.Tensor) -> list[np.ndarray]:
+def _choose(model: ConvMixer, dim: int, parts: list[np.ndarray]) -> list[np.ndarray]:
     """Return the channels of every map that are kept, sorted: of the stem's, of block 0's, ..., of the last block's."""
-    covariances, x = [], model.stem(images)
+    covariances, maps = [], _maps(model, parts)
     for block in model.blocks:
-        x = block[0](x)
-        covariances.append(np.cov(_columns(x), rowvar=False))
-        x = block[1:](x)
-    covariances.append(np.cov(_means(x), rowvar=False))
+        _advance(block[0], maps)
+        covariances.append(_covariance(map(_columns, maps)))
+        _advance(block[1:], maps)
+    covariances.append(_covariance(map(_means, maps)))
     products = [block[1].weight.numpy()[:, :, 0, 0] for block in model.blocks]
     kept = [_best(covariances[-1], model.head.weight.numpy().T if model.num_classes else np.eye(model.dim), dim)]
     for covariance, weights in zip(covariances[-2::-1], products[::-1]):
@@ -160,40 +165,78 @@ def _cut(model: ConvMixer, kept: list[np.ndarray]) -> ConvMixer:
     return small
 
 
-def _fit(model: ConvMixer, small: ConvMixer, kept: list[np.ndarray], images: paddle.Tensor) -> None:
+def _fit(model: ConvMixer, small: ConvMixer, kept: list[np.ndarray], parts: list[np.ndarray]) -> None:
     """Fit the products of ``small``, from the stem up, to what ``model`` computes."""
-    x, y = model.stem(images), small.stem(images)
-    for block, ours, channels in zip(model.blocks, small.blocks, kept[1:]):
-        x, y = block[0](x), ours[0](y)
-        z = block[1](x)
-        weights, bias = _regress(_columns(y), _columns(z)[:, channels])
-        ours[1].weight.set_value(weights.T[:, :, None, None].astype(np.float32))
-        ours[1].bias.set_value(bias.astype(np.float32))
-        x, y = block[2](z), ours[2](ours[1](y))
-        _follow(ours[3], _columns(x)[:, channels], _columns(y))
-        x, y = block[3](x), ours[3](y)
+    theirs, ours = _maps(model, parts), _maps(small, parts)
+    for whole, block, channels in zip(model.blocks, small.blocks, kept[1:]):
+
+        def wanted(maps: list[paddle.Tensor], channels: np.ndarray = channels) -> Iterator[np.ndarray]:
+            return (_columns(each)[:, channels] for each in maps)
+
+        _advance(whole[:2], theirs)
+        _advance(block[0], ours)
+        weights, bias = _regress(zip(map(_columns, ours), wanted(theirs)))
+        block[1].weight.set_value(weights.T[:, :, None, None].astype(np.float32))
+        block[1].bias.set_value(bias.astype(np.float32))
+        _advance(whole[2], theirs)
+        _advance(block[1:3], ours)
+        _follow(block[3], wanted(theirs), map(_columns, ours))
+        _advance(whole[3], theirs)
+        _advance(block[3], ours)
     if model.num_classes:
-        weights, bias = _regress(_means(y), _means(x) @ model.head.weight.numpy() + model.head.bias.numpy())
+        head = model.head.weight.numpy(), model.head.bias.numpy()
+        weights, bias = _regress((_means(y), _means(x) @ head[0] + head[1]) for x, y in zip(theirs, ours))
         small.head.weight.set_value(weights.astype(np.float32))
         small.head.bias.set_value(bias.astype(np.float32))
 
 
-def _regress(inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the matrix (in, out) and the bias that make the most of ``targets`` of ``inputs``, both by rows."""
-    means, goal = inputs.mean(axis=0), targets.mean(axis=0)
-    inputs, targets = inputs - means, targets - goal
-    square = inputs.T @ inputs
-    square += RIDGE * np.mean(np.diag(square)) * np.eye(len(square))
-    matrix = np.linalg.solve(square, inputs.T @ targets)
+def _maps(model: ConvMixer, parts: list[np.ndarray]) -> list[paddle.Tensor]:
+    return [model.stem(paddle.to_tensor(part)) for part in parts]
+
+
+def _advance(layer: paddle.nn.Layer, maps: list[paddle.Tensor]) -> None:
+    """Put what a layer makes of each in its place, one after the other: the maps of all pictures are there once."""
+    for i, each in enumerate(maps):
+        maps[i] = layer(each)
+
+
+def _covariance(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the covariance of the columns of all rows."""
+    count, total, square = 0, 0.0, 0.0
+    for rows in parts:
+        count, total, square = count + len(rows), total + rows.sum(axis=0), square + rows.T @ rows
+    return (square - np.outer(total, total) / count) / (count - 1)
+
+
+def _regress(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the matrix (in, out) and the bias that make the most of targets of inputs, both by rows."""
+    count, total, goal, square, product = 0, 0.0, 0.0, 0.0, 0.0
+    for inputs, targets in parts:
+        count, total, goal = count + len(inputs), total + inputs.sum(axis=0), goal + targets.sum(axis=0)
+        square, product = square + inputs.T @ inputs, product + inputs.T @ targets
+    means, goal = total / count, goal / count
+    square, product = square - np.outer(total, means), product - np.outer(total, goal)
+    ridge = RIDGE * np.mean(np.diag(square))
+    matrix = np.linalg.solve(square + (ridge if ridge > 0 else 1.0) * np.eye(len(square)), product)
     return matrix, goal - means @ matrix
 
 
-def _follow(norm: paddle.nn.Layer, before: np.ndarray, now: np.ndarray) -> None:
+def _follow(norm: paddle.nn.Layer, before: Iterable[np.ndarray], now: Iterable[np.ndarray]) -> None:
     """Move the running statistics by as much as what they are of has moved."""
-    mean = norm._mean.numpy() + now.mean(axis=0) - before.mean(axis=0)
-    variance = norm._variance.numpy() * (now.var(axis=0) + 1e-12) / (before.var(axis=0) + 1e-12)
+    (mean_before, var_before), (mean_now, var_now) = _statistics(before), _statistics(now)
+    mean = norm._mean.numpy() + mean_now - mean_before
+    variance = norm._variance.numpy() * (var_now + 1e-12) / (var_before + 1e-12)
     norm._mean.set_value(mean.astype(np.float32))
     norm._variance.set_value(variance.astype(np.float32))
+
+
+def _statistics(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of the columns of all rows."""
+    count, total, square = 0, 0.0, 0.0
+    for rows in parts:
+        count, total, square = count + len(rows), total + rows.sum(axis=0), square + np.square(rows).sum(axis=0)
+    mean = total / count
+    return mean, np.maximum(square / count - np.square(mean), 0.0)
 
 
 def _columns(x: paddle.Tensor) -> np.ndarray:

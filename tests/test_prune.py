@@ -70,6 +70,24 @@ def test_fitting_beats_cutting():
     assert np.square(found - expected).mean() < 0.25 * np.square(cut - expected).mean()
 
 
+def test_how_many_pictures_are_taken_at_once_changes_nothing(monkeypatch):
+    model, found = network(dim=16, depth=2, kernel_size=3, patch_size=2, num_classes=5), []
+    for part in (1, 7, 1000):
+        monkeypatch.setattr(prune, "PART", part)
+        found.append(logits(prune.narrow(model, 12, images(30)), images(8)))
+    for each in found[:2]:
+        np.testing.assert_allclose(each, found[2], rtol=0, atol=1e-5 * np.abs(found[2]).max())
+
+
+def test_pictures_that_are_all_the_same_tell_no_channels_apart():
+    model = network(dim=16, depth=2, kernel_size=3, patch_size=2, num_classes=5)
+    same = np.repeat(images(1), 4, axis=0)
+    small = prune.narrow(model, 12, same)
+    np.testing.assert_allclose(logits(small, same), logits(model, same), rtol=0, atol=1e-4)  # all is in the head's bias
+    with pytest.raises(UserError, match="some hundred pictures"):
+        prune.narrow(model, 12, same[:1])
+
+
 def test_a_narrower_network_is_one_like_any_other(tmp_path, tiny_weights, class_folders, capsys):
     made = tmp_path / "made.pdparams"
     command = ("prune", "--weights", tiny_weights, "--dim", 40, "--data", class_folders / "train", made)
@@ -108,6 +126,7 @@ def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     assert "between 0 and 1" in refused(capsys, *good, "--sparsity", 1)
     assert "--data is missing" in refused(capsys, *good, "--dim", 32)
     assert "no effect" in refused(capsys, *good, "--sparsity", 0.5, "--data", class_folders)
+    assert "--limit has no effect" in refused(capsys, *good, "--sparsity", 0.5, "--limit", 8)
     assert "has 1 to 63" in refused(capsys, *good, "--dim", 64, "--data", class_folders)
     assert ".pdparams" in refused(capsys, *good[:-1], tmp_path / "a.onnx", "--sparsity", 0.5)
     (tmp_path / "empty").mkdir()
