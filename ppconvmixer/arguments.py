@@ -52,6 +52,9 @@ def add_network(command: argparse.ArgumentParser) -> None:
         "--backend", choices=("pil", "cv2"), default="pil", help="decode and resize with Pillow (exact) or OpenCV"
     )
     command.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="what runs the network")
+
+
+def add_views(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tta", metavar="VIEWS", nargs="?", const=views.USUAL, default="1",
         help="average the probabilities over views of every picture: scales, and flip for each mirrored as well; "

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .trained import Trained
 
 MAX_BYTES = 16 << 20  # of a picture's file; a camera's JPEG has a few MiB
-MAX_WAITING = 64  # requests that wait for the network; more are told to come again
+MAX_WAITING = 64  # requests that are sent or wait for the network; more are told to come again
+MAX_SECONDS = 60  # for a picture to arrive
 
 
 class Refusal(Exception):
@@ -32,7 +33,8 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
     """Return the application; any ASGI server runs it.
 
     ``GET /health`` answers with model, engine and version. ``POST /predict`` takes the bytes of a picture and answers
-    with the five most likely classes; 400 means that it is no picture, 413 that it is too long, 503 that too many wait.
+    with the five most likely classes; 400 means that it is no picture, 408 that it took too long to arrive, 413 that it
+    is too long, 503 that too many wait.
 
     Raises:
         UserError: FastAPI is missing, or as ``network.engine``.
@@ -70,11 +72,11 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
     @app.post("/predict")
     async def predict(request: fastapi.Request) -> dict[str, Any]:
         nonlocal taken_in
-        content = await _body(request)
         if taken_in > MAX_WAITING:  # one of them is being classified
             raise Refusal(503, f"{MAX_WAITING} pictures wait already; try again")
-        taken_in += 1
+        taken_in += 1  # from the first byte on: what comes slowly takes memory as well
         try:
+            content = await _body(request)
             classes = await to_thread.run_sync(classify, content, limiter=one_at_a_time)
         finally:
             taken_in -= 1
@@ -84,10 +86,16 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
 
 
 async def _body(request: Any) -> bytes:
-    """Read a body of at most ``MAX_BYTES``, whatever its header says of its length."""
+    """Read a body of at most ``MAX_BYTES``, whatever its header says of its length, in at most ``MAX_SECONDS``."""
+    from anyio import fail_after
+
     content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_BYTES:
-            raise Refusal(413, f"the picture has more than {MAX_BYTES:,} bytes")
+    try:
+        with fail_after(MAX_SECONDS):
+            async for part in request.stream():
+                content += part
+                if len(content) > MAX_BYTES:
+                    raise Refusal(413, f"the picture has more than {MAX_BYTES:,} bytes")
+    except TimeoutError as error:
+        raise Refusal(408, f"the picture did not arrive within {MAX_SECONDS} s") from error
     return bytes(content)

@@ -122,12 +122,28 @@ def test_too_many_at_once_are_told_to_come_again(network, monkeypatch):
     assert codes == [200, 200, 200, 503, 503, 503]
 
 
+def test_a_picture_that_does_not_arrive_is_given_up(network, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(serve, "MAX_WAITING", 0)  # one at a time
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    with running(serve.create_app(network, "dygraph")) as address:
+        host, port = address.rsplit("/", 1)[1].split(":")
+        with socket.create_connection((host, int(port)), 60) as slow:
+            slow.sendall(head + b"a few bytes")
+            assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
+        after = requests.post(f"{address}/predict", data=png(0), timeout=60)
+        assert after.status_code == 200  # its place is free again
+
+
 def test_other_routes_and_methods(address):
     assert requests.get(f"{address}/predict", timeout=60).status_code == 405
     assert requests.get(f"{address}/nothing", timeout=60).status_code == 404
 
 
 def test_mistakes_of_the_command(capsys, tiny_weights):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["serve", "--weights", str(tiny_weights), "--tta"])
+    assert stop.value.code == 2 and "--tta" in capsys.readouterr().err
     assert (
         cli.main(["serve", "--weights", str(tiny_weights), "--engine", "dygraph", "--host", "no.such.host.invalid"])
         == 2
