@@ -43,6 +43,8 @@ class Augment:
         cutmix: the same, when a rectangle of another one is pasted in; 0 for none.
         mix_prob: chance that a batch is mixed.
         mix_switch_prob: chance of cutmix, where both are given.
+        crop_interpolation: ``random`` resizes every crop bilinearly or bicubically, by an even chance, as timm does;
+            null takes the input's.
     """
 
     crop_scale: Union[tuple[float, float], None] = None
@@ -56,6 +58,7 @@ class Augment:
     cutmix: float = 0.0
     mix_prob: float = 1.0
     mix_switch_prob: float = 0.5
+    crop_interpolation: Optional[str] = None
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio"):
@@ -68,6 +71,10 @@ class Augment:
             )
         if self.crop_scale is None and tuple(self.crop_ratio) != (1.0, 1.0):
             raise UserError("augment.crop_ratio has no effect without augment.crop_scale; set both or neither")
+        if self.crop_interpolation not in (None, "random"):
+            raise unknown("augment.crop_interpolation", self.crop_interpolation, ["random"])
+        if self.crop_interpolation and self.crop_scale is None:
+            raise UserError("augment.crop_interpolation has no effect without augment.crop_scale; set both or neither")
         for name in ("hflip", "color_jitter", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; want a number in [0, 1]")

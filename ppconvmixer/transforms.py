@@ -149,19 +149,25 @@ class Transform:
         (numbers,) = self.crop_numbers(draws, 1)
         return self.finish(self.crop(picture, numbers)[None].copy(), draws)[0]
 
-    def crop_numbers(self, draws: Optional[Draws], count: int) -> Sequence[Optional[np.ndarray]]:
+    def crop_numbers(self, draws: Optional[Draws], count: int) -> Sequence[Optional[tuple[np.ndarray, str]]]:
         """Return what ``crop`` wants to know for each of ``count`` pictures."""
-        return [None] * count if self.augment.crop_scale is None else draws.uniform("crop", TRIES, 4)
+        if self.augment.crop_scale is None:
+            return [None] * count
+        ways = [self.spec.interpolation] * count
+        if self.augment.crop_interpolation == "random":
+            ways = ["bicubic" if number < 0.5 else "bilinear" for number in draws.uniform("crop bicubic")]
+        return list(zip(draws.uniform("crop", TRIES, 4), ways))
 
-    def crop(self, picture: Picture, numbers: Optional[np.ndarray] = None) -> np.ndarray:
+    def crop(self, picture: Picture, numbers: Optional[tuple[np.ndarray, str]] = None) -> np.ndarray:
         """Return what is cut out of a picture, uint8 (size, size, 3)."""
         if numbers is None:
             return self._crop(picture)
+        numbers, interpolation = numbers
         size = self.spec.size, self.spec.size
         box = crop_box(*dimensions(picture), self.augment, numbers)
         if box == (0, 0, *size) and dimensions(picture) == size:
             return np.asarray(picture)
-        return np.asarray(_image(picture).resize(size, _resample(self.spec.interpolation), box=box))
+        return np.asarray(_image(picture).resize(size, _resample(interpolation), box=box))
 
     def finish(self, pictures: np.ndarray, draws: Optional[Draws] = None) -> np.ndarray:
         """Vary ``pictures``, uint8 (N, size, size, 3), in place; return them normalised, float32 (N, 3, size, size)."""

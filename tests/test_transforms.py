@@ -125,6 +125,19 @@ def test_the_draws_alone_decide():
     np.testing.assert_array_equal(transform(np.asarray(image), Draws(0, 0, [1])), a)
 
 
+def test_crops_are_resized_either_way_by_an_even_chance():
+    settings = Augment((0.3, 0.9), (0.75, 1.33), crop_interpolation="random")
+    transform, image = transforms.train_transform(SPEC, settings), picture(6, 70, 50)
+    bicubic = 0
+    for numbers, way in transform.crop_numbers(Draws(0, 0, range(1000)), 1000):
+        bicubic += way == "bicubic"
+        if bicubic < 20:
+            box, filter_ = augment.crop_box(70, 50, settings, numbers), Image.Resampling[way.upper()]
+            expected = np.asarray(image.resize((SPEC.size, SPEC.size), filter_, box=box))
+            np.testing.assert_array_equal(transform.crop(image, (numbers, way)), expected)
+    assert abs(bicubic - 500) < 3 * np.sqrt(250)
+
+
 def test_crops_have_the_area_and_ratio_asked_for():
     settings = Augment((0.2, 0.6), (0.8, 1.25))
     numbers = np.random.default_rng(0).random((2000, augment.TRIES, 4))
