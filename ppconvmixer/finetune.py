@@ -258,11 +258,33 @@ def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: in
     if settings.weights:
         weights = zoo.find_weights(settings.name, settings.weights)
         logger.info("%s: %s", weights, zoo.load_weights(network, weights, reset_head=True))
-        theirs = card.read(weights).classes
+        found = card.read(weights)
+        if found.model:
+            _compare(recipe, weights, found)
+        theirs = found.classes
         if theirs and classes and theirs != classes and len(theirs) == num_classes:
             network.reset_classifier(num_classes)
             logger.warning("the head of %s is for other classes; this model's is freshly initialised", weights)
     return network
+
+
+def _compare(recipe: Recipe, weights: Path, found: card.Card) -> None:
+    """Say where the network that weights were trained in is another one by its card than that of the recipe.
+
+    Raises:
+        UserError: its activation is; the shapes are equal then, and nothing else would tell.
+    """
+    theirs, ours = zoo.variant(found.model), zoo.variant(recipe.model.name)
+    if theirs.act != ours.act:
+        raise UserError(
+            f"{weights} is a {found.model} by its card, with {theirs.act}; {recipe.model.name} has {ours.act}. "
+            f"Set model.name={found.model}"
+        )
+    before, now = zoo.input_spec(found.model, **found.input), recipe.input_spec()
+    for key in ("mean", "std"):
+        was, wanted = list(getattr(before, key)), list(getattr(now, key))
+        if was != wanted:
+            logger.warning("%s was trained with input.%s=%s; this recipe has %s", weights, key, was, wanted)
 
 
 def _shared_step(recipe: Recipe) -> str:

@@ -249,7 +249,7 @@ class Recipe:
             ("optimizer.epsilon", 0 < self.optimizer.epsilon < math.inf, "a number above 0"),
             (
                 "optimizer.clip_norm",
-                self.optimizer.clip_norm is None or self.optimizer.clip_norm > 0,
+                self.optimizer.clip_norm is None or 0 < self.optimizer.clip_norm < math.inf,
                 "a number above 0, or null",
             ),
             (
@@ -334,6 +334,8 @@ class Recipe:
             raise UserError("finetune.freeze would keep random weights as they are; give model.weights")
         if finetune.keep_zeros and not self.model.weights:
             raise UserError("finetune.keep_zeros has no effect on random weights; give model.weights")
+        if finetune.keep_zeros and self.train.ema is not None and self.train.amp == "O2":
+            raise UserError("finetune.keep_zeros does not reach the average of train.amp O2; leave train.ema out")
         before = (-1, 0, False)
         for i, (epoch, blocks, stem) in enumerate(map(dataclasses.astuple, finetune.unfreeze)):
             key = f"finetune.unfreeze[{i}]"
@@ -344,6 +346,12 @@ class Recipe:
             if stem and blocks < depth:
                 raise UserError(f"{key}.stem needs all {depth} blocks freed; the stem comes last")
             before = epoch, blocks, stem
+        if finetune.unfreeze and finetune.unfreeze[0].epoch == 0 and finetune.unfreeze[0].stem:
+            raise UserError("finetune.freeze has no effect, as all is freed from epoch 0 on; leave it out")
+        if finetune.freeze and not finetune.unfreeze:
+            idle = {"model.drop_path": self.model.drop_path > 0, "finetune.layer_decay": finetune.layer_decay < 1}
+            for key in (key for key, given in idle.items() if given):
+                raise UserError(f"{key} has no effect where the head alone is trained; leave it out")
 
     def _check_distill(self) -> None:
         distill = self.distill

@@ -253,6 +253,19 @@ def test_the_head_of_a_checkpoint_stays_only_for_the_same_classes(class_folders,
     assert network.num_classes == 2
 
 
+def test_the_card_of_the_weights_is_compared_with_the_recipe(class_folders, tmp_path, caplog):
+    path = write_layout(
+        tmp_path / "w.pdparams", random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=3)
+    )
+    card.write(path, card.Card("convmixer_tiny", {"mean": [0.5, 0.5, 0.5]}))
+    with caplog.at_level("WARNING", "ppconvmixer"):
+        finetune._network(small(class_folders, f"model.weights={path}"), None, 3)
+    assert "was trained with input.mean=[0.5, 0.5, 0.5]" in caplog.text and "input.std" not in caplog.text
+    card.write(path, card.Card("convmixer_64_4_ks5_p4_relu"))
+    with pytest.raises(UserError, match="by its card, with relu; convmixer_tiny has gelu. Set model.name="):
+        finetune._network(small(class_folders, f"model.weights={path}"), None, 3)
+
+
 @pytest.mark.parametrize("kind", ["list", "csv"])
 def test_tables_as_data(class_folders, tmp_path, kind):
     for part, count in (("train", 8), ("val", 4)):

@@ -98,6 +98,9 @@ def test_overrides():
         ("data.dataset=folder", "data.path is missing"),
         ("augment.crop_scale=[1]", "augment.crop_scale is \\[1\\]; want a list of 2 numbers"),
         ("augment.crop_scale=null", "augment.crop_ratio has no effect without"),
+        ("augment.crop_interpolation=nearest", "unknown augment.crop_interpolation 'nearest'"),
+        ("augment={crop_interpolation: random}", "augment.crop_interpolation has no effect without"),
+        ("optimizer.clip_norm=.inf", "optimizer.clip_norm is inf"),
         ("augment.erasing_mode=const", "augment.erasing_mode has no effect without augment.erasing"),
         ("augment.randaugment=m12-n2", "augment.randaugment is 'm12-n2'; want nN-mM"),
         ("augment.mix_prob=0.5", "augment.mix_prob has no effect without augment.mixup or augment.cutmix"),
@@ -122,6 +125,7 @@ def test_every_mistake_is_named(override, message):
         ("{epoch: 1, blocks: 5}", "frees 5 blocks"),
         ("{epoch: 1, blocks: 0}", "frees 0 blocks"),
         ("{epoch: 1, blocks: 3, stem: true}", "stem needs all 4 blocks freed"),
+        ("{epoch: 0, blocks: 4, stem: true}", "finetune.freeze has no effect, as all is freed from epoch 0 on"),
         ("{epoch: 1}", r"the key finetune.unfreeze\[0\].blocks is missing"),
     ],
 )
@@ -129,6 +133,21 @@ def test_layers_thaw_from_the_head_down(phases, message):
     frozen = ["model.weights=x.pdparams", "finetune.freeze=true"]
     with pytest.raises(UserError, match=message):
         recipe.load("digits", [*frozen, f"finetune.unfreeze=[{phases}]"])
+
+
+@pytest.mark.parametrize("idle", ["model.drop_path=0.1", "finetune.layer_decay=0.5"])
+def test_what_only_blocks_feel_is_refused_where_the_head_alone_is_trained(idle):
+    frozen = ["model.weights=x.pdparams", "finetune.freeze=true", idle]
+    with pytest.raises(UserError, match="has no effect where the head alone is trained"):
+        recipe.load("digits", frozen)
+    assert recipe.load("digits", [*frozen, "finetune.unfreeze=[{epoch: 1, blocks: 1}]"]).finetune.freeze
+
+
+def test_the_average_of_amp_o2_keeps_no_zeros():
+    zeros = ["model.weights=x.pdparams", "finetune.keep_zeros=true", "train.amp=O2"]
+    with pytest.raises(UserError, match="leave train.ema out"):
+        recipe.load("digits", [*zeros, "train.ema=0.9"])
+    assert recipe.load("digits", zeros).finetune.keep_zeros
 
 
 def test_how_many_layers_are_frozen():
