@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -22,6 +23,7 @@ from .arguments import (
     add_command,
     add_network,
     add_recipe,
+    add_views,
     check_outputs,
     natural,
     open_checkpoint,
@@ -33,7 +35,7 @@ from .arguments import (
     share,
 )
 from .errors import UserError, printable, said, unknown
-from .files import atomic_write, sha256, table_path, write_text
+from .files import atomic_write, read_text, sha256, table_path, write_text
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add_command(commands, _eval, "eval", "measure accuracy and loss of a checkpoint on labelled pictures")
     add_network(command)
+    add_views(command)
     command.add_argument("--data", metavar="DIR|TAR", help="folder or tar archive of the pictures, read in place")
     command.add_argument("--list", metavar="FILE", help="lines 'path label'; without it, DATA has one folder a class")
     command.add_argument("-c", "--config", metavar="RECIPE", help="evaluate on the validation part of a recipe instead")
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add_command(commands, _predict, "predict", "classify pictures")
     add_network(command)
+    add_views(command)
     command.add_argument("images", nargs="+", metavar="IMAGE")
 
     command = add_command(commands, _convert, "convert", "write a checkpoint in another layout or kind of file")
@@ -133,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--sparsity", type=share, metavar="S", help="set this share of the weights to 0, the least ones")
     how.add_argument("--dim", type=positive, metavar="N", help="keep N channels; needs --data")
     command.add_argument("--data", metavar="DIR|TAR", help="pictures to fit the channels on, of what they are used for")
-    command.add_argument("--limit", type=positive, default=256, metavar="N", help="so many of them (default: 256)")
+    command.add_argument("--limit", type=positive, metavar="N", help="so many of them (default: 256)")
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
     command = add_command(commands, _export, "export", "write a network as a file that other engines run")
@@ -158,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--calibrate", metavar="DIR|TAR", help="with --int8: pictures of the kind the network is used for"
     )
-    command.add_argument("--limit", type=positive, default=128, metavar="N", help="so many of them (default: 128)")
+    command.add_argument("--limit", type=positive, metavar="N", help="so many of them (default: 128)")
     command.add_argument("--overwrite", action="store_true", help="replace DST where it exists")
 
     command = add_command(
@@ -177,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", metavar="DIR", default="runs/report", help="folder to write (default: runs/report)"
     )
+    command.add_argument("--overwrite", action="store_true", help="replace the report of another checkpoint there")
 
     command = add_command(commands, _serve, "serve", "answer requests over HTTP with the classes of a picture")
     add_network(command)
@@ -460,12 +465,13 @@ def _prune(options: argparse.Namespace) -> None:
     target = _target(options, [options.weights, options.data, options.classes])
     if options.dim and not options.data:
         raise UserError("--data is missing: pictures of the kind the network is used for, a folder or tar archive")
-    if options.sparsity and options.data:
-        raise UserError("--data has no effect with --sparsity; leave it out")
+    for flag, value in (("--data", options.data), ("--limit", options.limit)):
+        if options.sparsity and value:
+            raise UserError(f"{flag} has no effect with --sparsity; leave it out")
     network = open_checkpoint(options)
     model, name = network.create(), network.name
     if options.dim:
-        model = prune.narrow(model, options.dim, read_images(options.data, network.input, options.limit))
+        model = prune.narrow(model, options.dim, read_images(options.data, network.input, options.limit or 256))
         name = zoo.spelled(dataclasses.replace(zoo.variant(name), dim=options.dim))
     state = run_state.to_arrays(model.state_dict())
     if options.sparsity:
@@ -485,6 +491,8 @@ def _export(options: argparse.Namespace) -> None:
     page = options.format == "web"
     if options.calibrate and not options.int8:
         raise UserError("--calibrate has no effect without --int8; give both or neither")
+    if options.limit and not options.calibrate:
+        raise UserError("--limit has no effect without --calibrate; give both or neither")
     if page and options.any_size:
         raise UserError("--any-size has no effect with web, whose page brings pictures to one size; leave it out")
     bits = 8 if options.int8 else 16 if options.half else 32
@@ -497,7 +505,7 @@ def _export(options: argparse.Namespace) -> None:
     if present and not options.overwrite:
         raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
     network = open_checkpoint(options)
-    pictures = read_images(options.calibrate, network.input, options.limit) if options.calibrate else None
+    pictures = read_images(options.calibrate, network.input, options.limit or 128) if options.calibrate else None
     if page:
         found = web.write(network, target, bits, pictures)
     else:
@@ -528,8 +536,12 @@ def _report(options: argparse.Namespace) -> None:
         raise UserError("a recipe says what to judge by and to fit on; leave --data and --calibrate out")
     if not options.config and not options.calibrate:
         raise UserError("--calibrate is missing: pictures to fit on, other ones than those of --data (or -c, a recipe)")
+    if options.calibrate and options.data and Path(options.calibrate).resolve() == Path(options.data).resolve():
+        raise UserError(f"--calibrate is --data, {options.data}; give other pictures to fit on than those to judge by")
     if options.epochs and not options.config:
         raise UserError("--epochs needs a recipe to train by; give one with -c")
+    folder, digest = Path(options.output), sha256(network.path)
+    _check_report(folder, digest, options.overwrite)
     judged = open_pictures(options, network)
     recipe = recipes.load(options.config) if options.config else None
     fitted = open_data(recipe)[0] if recipe else datasets.unlabelled(sources.open_source(options.calibrate))
@@ -540,8 +552,6 @@ def _report(options: argparse.Namespace) -> None:
         Samples(judged, transform, size),
         deployment.trained_on(recipe, options.epochs) if options.epochs else None,
     )
-    folder = Path(options.output)
-    digest = sha256(network.path)
     forms = folder / f"forms-{digest[:8]}"  # what was trained on from another checkpoint is none of this one's
     try:
         forms.mkdir(parents=True, exist_ok=True)
@@ -551,7 +561,7 @@ def _report(options: argparse.Namespace) -> None:
         "model": network.name,
         "weights": {"path": str(network.path), "sha256": digest},
         "data": options.config or options.data,
-        "command": " ".join(["ppconvmixer", *sys.argv[1:]]),
+        "command": shlex.join(["ppconvmixer", *sys.argv[1:]]),
         "machine": benchmark.machine(),
         "versions": benchmark.versions(),
         "forms": deployment.measure(material, forms, options.limit, options.rounds),
@@ -561,6 +571,20 @@ def _report(options: argparse.Namespace) -> None:
     for form in report["forms"]:
         say(f"{form['form']:30} {100 * form['top1']:6.2f} %  {form['images_per_second'] or 0:8.1f} img/s")
     say(f"{folder / 'report.html'}")
+
+
+def _check_report(folder: Path, digest: str, overwrite: bool) -> None:
+    """Refuse to write over a report that is not of this checkpoint, be it of another one or of a training run."""
+    mine = folder / "report.json"
+    try:
+        same = json.loads(read_text(mine, 1 << 24))["weights"]["sha256"] == digest if mine.exists() else False
+    except (ValueError, KeyError, TypeError, RecursionError):
+        same = False
+    present = [name for name in ("report.json", "report.md", "report.html") if (folder / name).exists()]
+    if present and not same and not overwrite:
+        raise UserError(
+            f"{folder / present[0]} reports on something else; choose another --output, or replace it with --overwrite"
+        )
 
 
 # --- serve ----------------------------------------------------------------------------------------

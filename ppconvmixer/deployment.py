@@ -17,13 +17,14 @@ from .errors import UserError
 from .evaluate import evaluate
 from .exported import Exported, is_graph
 from .loader import Samples
-from .recipe import Finetune, Recipe, Schedule
+from .recipe import Finetune, Recipe, Schedule, load
 from .trained import Trained
 
 logger = logging.getLogger("ppconvmixer")
 
 WIDTHS = (0.875, 0.75, 0.5)
 SPARSITIES = (0.3, 0.5, 0.7, 0.9)
+VECTOR = 16  # channels that a processor with AVX-512 takes at once: a narrow form has whole vectors of them
 FIT = 256  # pictures that channels are fitted on
 
 
@@ -34,6 +35,7 @@ class Form:
     Args:
         kind: float32, bfloat16, int8, narrow or sparse.
         name: what to call it.
+        model: name in the zoo.
         path: checkpoint or exported file.
         engine: who runs it.
         share: of a narrow form, of the width; of a sparse one, of the weights that are 0.
@@ -42,6 +44,7 @@ class Form:
 
     kind: str
     name: str
+    model: str
     path: Path
     engine: str
     share: Optional[float] = None
@@ -49,7 +52,7 @@ class Form:
 
     def network(self) -> Union[Trained, Exported]:
         """Return what the file holds."""
-        return Exported(self.path) if is_graph(str(self.path)) else Trained(self.path)
+        return Exported(self.path) if is_graph(str(self.path)) else Trained(self.path, self.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,42 +120,40 @@ def measure(material: Material, folder: Path, limit: int = 0, rounds: int = 5) -
 def make(material: Material, folder: Path) -> Iterator[Form]:
     """Write the forms into ``folder`` and yield them; those that nothing here runs are left out, and said."""
     network = material.network
-    weights = Path(network.path)
-    yield Form("float32", "float32", weights, "auto")
+    weights, model = Path(network.path), network.name
+    yield Form("float32", "float32", model, weights, "auto")
     graphs = {"onnx": folder / "float32.onnx", "openvino": folder / "float32.xml"}
     kinds = {"onnx": ("ONNX Runtime", "onnxruntime"), "openvino": ("OpenVINO", "openvino")}
     there = [form for form in kinds if _made(network, graphs[form], export.Form(form))]
     for form in there:
         label, engine = kinds[form]
-        yield Form("float32", f"float32, {label}", graphs[form], engine)
+        yield Form("float32", f"float32, {label}", model, graphs[form], engine)
     if "openvino" in there and bfloat16_is_fast():
-        yield Form("bfloat16", "bfloat16, OpenVINO", graphs["openvino"], "openvino-bf16")
+        yield Form("bfloat16", "bfloat16, OpenVINO", model, graphs["openvino"], "openvino-bf16")
     if int8_is_fast(network.create()):
-        yield Form("int8", "int8", weights, "int8")
+        yield Form("int8", "int8", model, weights, "int8")
     for form in there:
         label, engine = kinds[form]
         for name, images in (("weights in 8 bits", None), ("int8 calibrated", material.images)):
             path = graphs[form].with_name(f"{name.replace(' ', '-')}{graphs[form].suffix}")
             if _made(network, path, export.Form(form, bits=8), images):
-                yield Form("int8", f"{name}, {label}", path, engine)
+                yield Form("int8", f"{name}, {label}", model, path, engine)
     yield from _narrow(material, folder)
     yield from _sparse(material, folder)
 
 
 def _narrow(material: Material, folder: Path) -> Iterator[Form]:
     network, shape = material.network, zoo.variant(material.network.name)
-    for share in WIDTHS:
-        dim = round(share * shape.dim / 32) * 32 or 32  # whole vectors
-        if dim >= shape.dim:
-            continue
+    widths = (round(share * shape.dim / VECTOR) * VECTOR or VECTOR for share in WIDTHS)
+    for dim in dict.fromkeys(dim for dim in widths if dim < shape.dim):
         name = zoo.spelled(dataclasses.replace(shape, dim=dim))
         path = folder / f"narrow-{dim}.pdparams"
         model = prune.narrow(network.create(), dim, material.images[:FIT])
         prune.write(path, run_state.to_arrays(model.state_dict()), name, network)
-        yield Form("narrow", f"{dim} channels", path, "auto", dim / shape.dim)
+        yield Form("narrow", f"{dim} channels", name, path, "auto", dim / shape.dim)
         if material.train:
             path = material.train(path, name, False, folder / path.stem)
-            yield Form("narrow", f"{dim} channels, trained on", path, "auto", dim / shape.dim, True)
+            yield Form("narrow", f"{dim} channels, trained on", name, path, "auto", dim / shape.dim, True)
 
 
 def _sparse(material: Material, folder: Path) -> Iterator[Form]:
@@ -161,10 +162,10 @@ def _sparse(material: Material, folder: Path) -> Iterator[Form]:
     for share in SPARSITIES:
         path = folder / f"sparse-{round(100 * share)}.pdparams"
         prune.write(path, prune.sparsify(state, share), network.name, network)
-        yield Form("sparse", f"{share:.0%} zeros", path, "auto", share)
+        yield Form("sparse", f"{share:.0%} zeros", network.name, path, "auto", share)
         if material.train:
             path = material.train(path, network.name, True, folder / path.stem)
-            yield Form("sparse", f"{share:.0%} zeros, trained on", path, "auto", share, True)
+            yield Form("sparse", f"{share:.0%} zeros, trained on", network.name, path, "auto", share, True)
 
 
 def _made(network: Trained, path: Path, form: export.Form, images: Optional[np.ndarray] = None) -> bool:
@@ -191,7 +192,7 @@ def _size(form: Form, network: Union[Trained, Exported]) -> dict[str, Any]:
 def trained_on(recipe: Recipe, epochs: int) -> Callable[[Path, str, bool, Path], Path]:
     """Return what trains a pruned network on: a recipe's data and augmentation, a tenth of its rate, falling to 0.
 
-    A run that is there already is taken as it is, and one that was cut off goes on.
+    A run that is there already is taken as it is, and one that was cut off goes on; one of other settings is replaced.
     """
 
     def train(path: Path, name: str, keep_zeros: bool, folder: Path) -> Path:
@@ -208,8 +209,10 @@ def trained_on(recipe: Recipe, epochs: int) -> Callable[[Path, str, bool, Path],
                 recipe.train, epochs=epochs, phases=(), batch_size=recipe.phases()[-1].batch_size, histograms=0
             ),
         )
-        if not (folder / "result.json").exists():
-            finetune(tuned, folder, resume=(folder / "recipe.yaml").exists())
+        there = folder / "recipe.yaml"
+        same = there.exists() and load(there).to_dict() == tuned.to_dict()
+        if not (same and (folder / "result.json").exists()):
+            finetune(tuned, folder, resume=same, overwrite=True)
         return folder / "last.pdparams"
 
     return train

@@ -171,11 +171,13 @@ def _versions(form: Form) -> dict[str, Any]:
     names = {"onnx": ["onnx"], "openvino": ["onnx", "openvino"], "paddle": []}[form.format]
     import paddle
 
-    return {
-        "form": dataclasses.asdict(form),
-        "versions": {"ppconvmixer": __version__, "paddle": paddle.__version__}
-        | {name: metadata.version(name) for name in names},
-    }
+    versions = {"ppconvmixer": __version__, "paddle": paddle.__version__}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError as error:
+            raise UserError(f"the format {form.format} needs the package {name}; pip install {name}") from error
+    return {"form": dataclasses.asdict(form), "versions": versions}
 
 
 # --- the formats ------------------------------------------------------------------------------------

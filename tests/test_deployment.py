@@ -2,12 +2,16 @@
 
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import paddle
 import pytest
 from conftest import refused, run
 
-from ppconvmixer import deployment, deployment_page, recipe
+from ppconvmixer import deployment, deployment_page, recipe, zoo
+from ppconvmixer.trained import Trained
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +68,42 @@ def test_training_on_is_not_repeated(report, reported):
     (folder,) = reported.glob("forms-*")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/last.pdparams")}
     assert len(before) == sum(form["tuned"] for form in report["forms"]) == 3
-    train = deployment.trained_on(recipe.load(reported / "recipe.yaml"), 1)
+
+    def train(epochs, path):
+        made = recipe.load(path.parent / "recipe.yaml")
+        how = deployment.trained_on(recipe.load(reported / "recipe.yaml"), epochs)
+        return how(Path(made.model.weights), made.model.name, made.finetune.keep_zeros, path.parent)
+
     for path in before:
-        assert train(folder / f"{path.parent.name}.pdparams", "convmixer_tiny", False, path.parent) == path
-        assert path.stat().st_mtime_ns == before[path]
+        assert train(1, path) == path and path.stat().st_mtime_ns == before[path]
+    assert train(2, path) == path and path.stat().st_mtime_ns != before[path]  # other settings, another run
+    assert json.loads((path.parent / "result.json").read_text())["epochs"] == 2
+
+
+def test_a_checkpoint_without_a_card_is_known_by_the_name_given(tiny_weights, tmp_path):
+    bare = tmp_path / "bare.pdparams"
+    bare.write_bytes(tiny_weights.read_bytes())
+    network = Trained(bare, "convmixer_tiny")
+    form = next(deployment.make(deployment.Material(network, np.zeros((2, 3, 32, 32), np.float32), None), tmp_path))
+    assert form.network().name == "convmixer_tiny" and deployment._size(form, form.network())["parameters"] == 27_779
+
+
+def test_narrow_forms_have_whole_vectors_and_each_width_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(deployment.prune, "narrow", lambda model, dim, images: model)
+    monkeypatch.setattr(deployment.prune, "write", lambda *_: None)
+    for dim, widths in ((1536, [1344, 1152, 768]), (128, [112, 96, 64]), (96, [80, 64, 48]), (24, [16])):
+        network = SimpleNamespace(name=f"convmixer_{dim}_2_ks3_p2", create=lambda: paddle.nn.Linear(1, 1))
+        forms = deployment._narrow(deployment.Material(network, np.zeros((2, 3, 4, 4)), None), tmp_path)
+        assert [zoo.variant(form.model).dim for form in forms] == widths
+
+
+def test_no_other_report_is_replaced(tmp_path, tiny_weights, class_folders, capsys):
+    command = ("report", "--weights", tiny_weights, "--data", class_folders / "val", "--calibrate", class_folders)
+    (tmp_path / "report.html").write_text("of a training run")
+    assert "reports on something else" in refused(capsys, *command, "--output", tmp_path)
+    (tmp_path / "report.json").write_text('{"weights": {"sha256": "0"}}')
+    assert "reports on something else" in refused(capsys, *command, "--output", tmp_path)
+    assert (tmp_path / "report.html").read_text() == "of a training run"
 
 
 def test_the_pages_show_every_form(report, reported):
@@ -96,6 +132,7 @@ def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     assert "leave --data and --calibrate out" in refused(capsys, *good, "-c", "digits", *data)
     assert "--epochs needs a recipe" in refused(capsys, *good, *data, "--calibrate", class_folders, "--epochs", 1)
     assert "--data is missing" in refused(capsys, *good, "--calibrate", class_folders)
+    assert "give other pictures" in refused(capsys, *good, *data, "--calibrate", class_folders / "val")
     (tmp_path / "file").write_text("")
     into = ("report", "--weights", tiny_weights, *data, "--calibrate", class_folders, "--output", tmp_path / "file/x")
     assert "cannot write to" in refused(capsys, *into)

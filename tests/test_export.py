@@ -1,5 +1,6 @@
 """An export is read back as the network it was."""
 
+import importlib.metadata
 import json
 
 import numpy as np
@@ -125,6 +126,16 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, tiny_weigh
     with pytest.raises(UserError, match="was not written: .* makes something else of it"):
         export.export(Trained(tiny_weights), target, export.Form("onnx"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"] and target.read_text() == "of yesterday"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_missing_package_is_named(kind, tmp_path, tiny_weights, capsys, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    target = tmp_path / f"a{export.SUFFIXES[kind][0]}"
+    assert "pip install onnx" in refused(capsys, "export", "--weights", tiny_weights, "--format", kind, target)
 
 
 def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):

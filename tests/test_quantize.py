@@ -89,6 +89,7 @@ def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     pytest.importorskip("onnxruntime")
     good = ("export", "--weights", tiny_weights, "--format", "onnx", tmp_path / "a.onnx")
     assert "no effect without --int8" in refused(capsys, *good, "--calibrate", class_folders)
+    assert "--limit has no effect without" in refused(capsys, *good, "--int8", "--limit", 8)
     assert "nothing at" in refused(capsys, *good, "--int8", "--calibrate", tmp_path / "nowhere")
     paddle = ("export", "--weights", tiny_weights, "--format", "paddle", "--int8", tmp_path / "a.json")
     assert "32 bits" in refused(capsys, *paddle)
