@@ -46,6 +46,7 @@ def test_every_test_that_a_promise_names_exists():
         "docs/finetuning.md",
         "docs/finetuning_zh.md",
         "docs/insight.md",
+        "docs/insight_zh.md",
         "docs/performance.md",
         "docs/recipes.md",
         "docs/recipes_zh.md",
@@ -72,14 +73,15 @@ def test_the_page_on_insight_shows_every_aspect_by_commands_that_are_understood(
     assert {options.aspect for options in shown if options.command == "inspect"} == set(aspects)
 
 
-def test_the_contents_of_the_page_on_insight_name_its_sections():
-    text = (ROOT / "docs/insight.md").read_text()
+@pytest.mark.parametrize("name", ["insight.md", "insight_zh.md"])
+def test_the_contents_of_the_page_on_insight_name_its_sections(name):
+    text = (ROOT / "docs" / name).read_text()
     sections = re.findall(r"^## (.+)$", text, re.M)
     listed = re.findall(r"^\| \[(.+?)\]\(#(.+?)\) \|", text, re.M)
     assert listed == [(name, name.lower().replace(" ", "-")) for name in sections]
 
 
-@pytest.mark.parametrize("name", ["README", "docs/deployment", "docs/finetuning", "docs/recipes"])
+@pytest.mark.parametrize("name", ["README", "docs/deployment", "docs/finetuning", "docs/insight", "docs/recipes"])
 def test_both_languages_show_the_same(name):
     """The same commands, headings of the same levels, tables of the same rows, and the same code in the text."""
     english, chinese = ((ROOT / f"{name}{suffix}.md").read_text() for suffix in ("", "_zh"))
