@@ -513,8 +513,8 @@ def _export(options: argparse.Namespace) -> None:
         found = export.export(network, target, form, pictures)
     made = target if page else " ".join(map(str, written))
     say(
-        f"{network.name} -> {made}: verified with {found.engine} on 8 photographs, "
-        f"off by {found.difference:.1e}, {100 * found.same:.0f} % of the classes are the same"
+        f"{network.name} -> {made}: verified with {found.engine} on photographs, off by {found.difference:.1e}; "
+        f"{100 * found.same:.0f} % of {found.pictures} pictures have the same most likely class"
     )
     missing = [name for name in web.RUNTIME if not (target / name).exists()]
     if page and missing:
