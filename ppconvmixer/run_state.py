@@ -32,6 +32,11 @@ logger = logging.getLogger("ppconvmixer")
 KEPT = 2
 
 
+def merit(values: Any, monitor: str) -> np.ndarray:
+    """Return how good monitored figures are, the larger the better; what is no number is worse than every number."""
+    return np.where(np.isfinite(values), np.negative(values) if monitor == "loss" else values, -np.inf)
+
+
 @dataclasses.dataclass
 class RunState:
     """How far a run is, and its best epoch so far."""
@@ -64,7 +69,7 @@ class RunState:
 
     def improves(self, value: float, monitor: str) -> bool:
         """Tell whether ``value`` beats the best so far: top1 by being larger, loss by being smaller."""
-        return self.best is None or (value < self.best if monitor == "loss" else value > self.best)
+        return self.best is None or bool(merit(value, monitor) > merit(self.best, monitor))
 
     def end_epoch(self) -> None:
         """Count the epoch under way as whole."""

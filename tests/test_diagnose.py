@@ -365,6 +365,16 @@ def test_a_validation_loss_that_rises_is_overfitting():
     )
 
 
+def test_a_validation_loss_that_is_no_number_is_never_the_lowest(tmp_path):
+    losses = np.where(STEPS == 99, np.nan, FALLING)  # at the end of the first of two epochs
+    evidence, facts = write(tmp_path, losses, epochs=2, overrides=["train.monitor=loss"])
+    assert np.isnan(evidence.evaluations.loss[0]) and evidence.evaluations.best == 1 and facts["best_epoch"] == 2
+    rising = np.array([np.nan, 0.8, 0.7, 0.8, 0.85, 0.9])
+    told = Evaluations(np.arange(1, 7), rising, np.full(6, 0.7), np.linspace(1, 0.2, 6), np.full(6, 0.7), 2)
+    found = diseases.overfitting(Evidence("x", {}, evaluations=told))
+    assert found.evidence[0].startswith("the validation loss rose from 0.7 in epoch 3 to 0.9 at last")
+
+
 def test_a_gap_within_the_error_of_a_sample_is_none():
     told = Evaluations(np.array([1, 2]), np.ones(2), np.full(2, 0.89), np.ones(2), np.full(2, 0.9), 1)
     probabilities = np.tile([0.9, 0.1], (1000, 1))

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -239,6 +240,17 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(class_fold
     names = (tmp_path / "run/not_finite.txt").read_text().splitlines()
     assert len(names) == 8 and set(names) <= {p.relative_to(class_folders).as_posix() for p in class_folders.rglob("*")}
     assert all(np.isfinite(v).all() for v in checkpoint.read(tmp_path / "run/last.pdparams").values())
+
+
+@pytest.mark.parametrize(("monitor", "better", "worse"), [("loss", 0.5, 2.3), ("top1", 0.9, 0.1)])
+def test_a_figure_that_is_no_number_is_no_better_than_any(monitor, better, worse):
+    assert run_state.RunState().improves(math.nan, monitor)  # the first epoch is the best so far, whatever it is
+    assert run_state.RunState(best=worse).improves(better, monitor)
+    assert not run_state.RunState(best=better).improves(worse, monitor)
+    assert not run_state.RunState(best=better).improves(better, monitor)
+    for nothing in (math.nan, math.inf, -math.inf):
+        assert run_state.RunState(best=nothing).improves(worse, monitor)
+        assert not run_state.RunState(best=worse).improves(nothing, monitor)
 
 
 def test_the_head_of_a_checkpoint_stays_only_for_the_same_classes(class_folders, tmp_path, caplog):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..augment import Augment
 from ..errors import brief
+from ..run_state import merit
 from . import remedies
 from .evidence import Evidence
 from .remedies import Advice
@@ -215,7 +216,7 @@ def rate_too_low(run: Evidence) -> Optional[Finding]:
 def overfitting(run: Evidence) -> Optional[Finding]:
     """What is learnt of the training pictures does not hold of others."""
     told, lines = run.evaluations, []
-    low = int(np.argmin(told.loss))
+    low = int(np.argmax(merit(told.loss, "loss")))
     after = told.loss[low + 1 :]
     if (
         len(after) > 1

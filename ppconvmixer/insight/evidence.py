@@ -17,6 +17,7 @@ from .. import card, checkpoint, per_class, recipe, records, report, run_folder
 from ..errors import UserError, printable
 from ..recipe import Recipe
 from ..records import Records
+from ..run_state import merit
 
 if TYPE_CHECKING:
     from .examination import Examination
@@ -155,12 +156,12 @@ def _evaluations(found: Records, settings: Optional[Recipe], gaps: dict[str, str
     if (np.diff(ends) <= 0).any() or not 0 < ends[0] <= ends[-1] <= min(len(train), len(hits)):
         gaps["evaluations"] = "the curves of training do not belong to those of evaluation"
         return None
-    by_loss = settings is not None and settings.train.monitor == "loss"
+    monitor = settings.train.monitor if settings else "top1"
     return Evaluations(
         *(ends, loss, accuracy),
         train_loss=np.array([part.mean() for part in np.split(train, ends)[: len(ends)]]),
         train_top1=hits[ends - 1],
-        best=int(np.argmin(loss) if by_loss else np.argmax(accuracy)),
+        best=int(np.argmax(merit(loss if monitor == "loss" else accuracy, monitor))),
     )
 
 
