@@ -107,6 +107,20 @@ def test_curves_count_what_stays():
     assert "accuracy" not in describe([left], IMAGES)["networks"][0]["rotation"]
 
 
+def test_the_labels_of_one_network_do_not_judge_one_of_other_classes():
+    def network(name, classes):
+        return dataclasses.replace(identity(16), name=name, trained=True, head=lambda mean: mean, classes=classes)
+
+    found = describe([network("ours", 3), network("theirs", 1000), network("alike", 3)], IMAGES, np.zeros(4, np.int64))
+    assert ["accuracy" in part["shift"] for part in found["networks"]] == [True, False, True]
+    assert all("agreement" in part["scale"] for part in found["networks"])
+    lines = robustness.table(found).splitlines()
+    assert lines[1] == "all networks get them normalised as ours takes them"
+    assert lines[2] == "no accuracy of theirs: it has 1000 classes, and the labels are those of the 3 of ours"
+    assert lines[3] == "" and not any(line.startswith("no accuracy of alike") for line in lines)
+    assert "no accuracy" not in robustness.table(describe([network("ours", 3), network("theirs", 5)], IMAGES))
+
+
 def test_a_resnet_of_paddle_with_and_without_weights(tmp_path):
     paddle.seed(3)
     model = paddle.vision.models.resnet18(num_classes=3)
@@ -115,7 +129,7 @@ def test_a_resnet_of_paddle_with_and_without_weights(tmp_path):
     given = robustness.of_paddle("resnet18", IMAGES, tmp_path / "resnet.pdparams")
     x = paddle.to_tensor(IMAGES)
     features = given.maps(IMAGES)
-    assert features.shape == (4, 512, 1, 1) and given.trained and given.name == "resnet18"
+    assert features.shape == (4, 512, 1, 1) and given.trained and given.name == "resnet18" and given.classes == 3
     assert (given.stride, given.reach) == (32, (435 - 1) // 2)  # Araujo et al. 2019 give a field of 435 pixels
     np.testing.assert_array_equal(given.classify(features[..., 0, 0]), model(x).argmax(-1).numpy())
     paddle.save(ConvMixer(4, 1).state_dict(), str(tmp_path / "mixer.pdparams"))

@@ -36,6 +36,7 @@ class Network:
         reach: pixels that the field of a position goes beyond its own ``stride`` pixels, at most, to any side.
         features: (N, 3, H, W) to the last map, (N, C, H // stride, W // stride), in evaluation.
         head: (N, C) to logits.
+        classes: how many it tells apart.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Network:
     reach: int
     features: Callable[[paddle.Tensor], paddle.Tensor]
     head: Callable[[paddle.Tensor], paddle.Tensor]
+    classes: Optional[int] = None
 
     def maps(self, images: np.ndarray) -> np.ndarray:
         """Return the last maps of pictures, float32."""
@@ -61,7 +63,7 @@ def of_convmixer(name: str, model: ConvMixer, trained: bool = True) -> Network:
     """Return a ConvMixer as what is measured here; it goes into evaluation."""
     model.eval()
     reach = receptive_field.theoretical(model)[-1][1]
-    return Network(name, trained, model.patch_size, reach, model.forward_features, model.head)
+    return Network(name, trained, model.patch_size, reach, model.forward_features, model.head, model.num_classes)
 
 
 def untrained(name: str, images: np.ndarray) -> Network:
@@ -98,7 +100,8 @@ def of_paddle(name: str, images: np.ndarray, weights: Optional[PathLike] = None)
         model(x)
         return kept.pop()
 
-    return Network(name if weights else f"{name}, untrained", weights is not None, *_field(model), features, model.fc)
+    name, classes = name if weights else f"{name}, untrained", model.fc.weight.shape[1]
+    return Network(name, weights is not None, *_field(model), features, model.fc, classes)
 
 
 def _field(model: nn.Layer) -> tuple[int, int]:
@@ -229,14 +232,15 @@ def describe(networks: Sequence[Network], images: np.ndarray, labels: Optional[n
     """Measure networks on moved pictures, as JSON can write it.
 
     Args:
-        images: float32 (N, 3, S, S), two or more.
-        labels: int64 (N,), where they are known.
+        images: float32 (N, 3, S, S), two or more, normalised as the first network takes them; all get them so.
+        labels: int64 (N,), where they are known: numbers of the first network's classes.
 
     Returns:
         ``at``: what the pictures are moved by, and the shifts of ``equivariance``, a whole period of the network with
         the longest stride. Of each of ``networks``: ``equivariance``, see the function; and for every move a curve of
         ``similarity`` of the averaged last map to that of the picture as it is, and where the network is trained of
-        ``agreement``, the share of pictures that keep their class, and of ``accuracy``, where labels are known.
+        ``agreement``, the share of pictures that keep their class, and of ``accuracy``, where labels are known and the
+        network has as many classes as the first: its numbers are taken to mean the same.
 
     Raises:
         UserError: there are fewer than two pictures.
@@ -249,11 +253,13 @@ def describe(networks: Sequence[Network], images: np.ndarray, labels: Optional[n
     shifts = list(range(max(8, *(network.stride for network in networks)) + 1))
     found = []
     for network in networks:
-        curves = {move: list(_curve(network, images, labels, move, at[move])) for move in at}
+        own = labels if network.classes == networks[0].classes else None
+        curves = {move: list(_curve(network, images, own, move, at[move])) for move in at}
         found.append(
             {
                 "name": network.name,
                 "trained": network.trained,
+                "classes": network.classes,
                 "stride": network.stride,
                 "equivariance": equivariance(network, images[:EQUIVARIANCE], shifts),
                 **{move: {key: [point[key] for point in curve] for key in curve[0]} for move, curve in curves.items()},
@@ -283,6 +289,14 @@ def table(facts: dict[str, Any]) -> str:
     names = [network["name"] for network in facts["networks"]]
     width = max(map(len, names))
     lines = [f"{facts['pictures']} pictures of {facts['size']} pixels"]
+    lines.append(f"all networks get them normalised as {names[0]} takes them")
+    first, *others = facts["networks"]
+    for network in others:
+        if network["trained"] and first["classes"] != network["classes"] and "accuracy" in first["shift"]:
+            lines.append(
+                f"no accuracy of {network['name']}: it has {network['classes']} classes, and the labels are those of "
+                f"the {first['classes']} of {first['name']}"
+            )
 
     def block(title: str, at: Sequence[float], chosen: Sequence[int], rows: dict[str, Sequence[float]]) -> None:
         lines.append("")
