@@ -325,6 +325,27 @@ def test_shapes_of_curves(tmp_path, losses, more, expected):
             assert not advice["settings"] or recipe.override(known, advice["settings"]) != known
 
 
+def test_a_layer_is_drawn_from_the_step_on_from_which_it_was_trained(tmp_path, monkeypatch):
+    from visualdl import LogWriter
+
+    writer = LogWriter(logdir=str(tmp_path), file_name=records.FILE)
+    for i in range(1, 201):
+        writer.add_scalar("train/loss", 1 / i, i)
+        for name, first in (("block 2", 1), ("head", 1), ("block 10", 51), ("stem", 101)):
+            if i >= first and i % 10 == 1:
+                writer.add_scalar(f"{records.LAYERS}/{name}", 1.0, i)
+    writer.close()
+    evidence, drawn = gather(tmp_path), []
+    steps = {name: (at[0], at[-1]) for name, at in evidence.layer_steps.items()}
+    assert steps == {"head": (1, 191), "block 2": (1, 191), "block 10": (51, 191), "stem": (101, 191)}
+    assert list(evidence.layers) == list(evidence.layer_steps) == ["stem", "block 2", "block 10", "head"]
+    monkeypatch.setattr(diagnose.figures, "save", lambda figure, path: drawn.append(figure))
+    diagnose.draw(evidence, diagnose.describe(evidence), "x.png")
+    lines = {line.get_label(): line.get_xdata() for axes in drawn[0].axes for line in axes.lines}
+    np.testing.assert_array_equal(lines["stem"], evidence.layer_steps["stem"])
+    np.testing.assert_array_equal(lines["head"], evidence.layer_steps["head"])
+
+
 def test_what_is_not_recorded_is_not_judged(tmp_path):
     _, facts = write(tmp_path, FALLING[:10])
     reasons = {item["disease"]: item["reason"] for item in facts["not_judged"]}

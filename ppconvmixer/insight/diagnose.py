@@ -136,7 +136,7 @@ def draw(run: Evidence, facts: dict[str, Any], path: PathLike) -> None:
         labelled = {round(i * (len(names) - 1) / 4) for i in range(5)}
         for i, (name, values) in enumerate(run.layers.items()):
             colour = colours(0.95 * i / max(len(names) - 1, 1))
-            at = place(np.linspace(1, len(run.losses), len(values)))
+            at = place(run.layer_steps[name])
             norm.plot(at, values, color=colour, linewidth=0.8, label=name if i in labelled else None)
     for axes, title, y in (
         *((loss, "loss", "nats"), (accuracy, "accuracy (top-1)", "%")),

@@ -56,7 +56,9 @@ class Evidence:
     norm_steps: Optional[np.ndarray] = None
     """int64 (points,), steps taken by then."""
     layers: Optional[dict[str, np.ndarray]] = None
-    """float64 (points,), the norm of the gradients of a layer."""
+    """float64 (points,), the norm of the gradients of a layer; from the stem up."""
+    layer_steps: Optional[dict[str, np.ndarray]] = None
+    """int64 (points,), steps taken by then; a layer that was frozen at first has points from later on."""
     evaluations: Optional[Evaluations] = None
     finished: Optional[bool] = None
     not_finite: Optional[tuple[str, ...]] = None
@@ -134,12 +136,19 @@ def _curves(found: Records, gaps: dict[str, str]) -> dict[str, Any]:
         else:
             gaps[name] = f"the records have no curve {tag}"
     prefix = f"{records.LAYERS}/"
-    layers = {tag[len(prefix) :]: np.array(v) for tag, (_, v) in found.curves.items() if tag.startswith(prefix)}
+    layers = {tag[len(prefix) :]: curve for tag, curve in found.curves.items() if tag.startswith(prefix)}
     if layers:
-        known["layers"] = layers
+        layers = dict(sorted(layers.items(), key=lambda item: _height(item[0])))  # one that thaws is recorded last
+        known["layers"] = {name: np.array(values, np.float64) for name, (_, values) in layers.items()}
+        known["layer_steps"] = {name: np.array(steps, np.int64) for name, (steps, _) in layers.items()}
     else:
         gaps["layers"] = f"the records have no curves {prefix}..."
     return known
+
+
+def _height(layer: str) -> tuple[bool, bool, int, str]:
+    """Return what puts layers, by ``model.layer_name``, in order from the stem up: block 10 above block 9."""
+    return layer == "head", layer != "stem", len(layer), layer
 
 
 def _evaluations(found: Records, settings: Optional[Recipe], gaps: dict[str, str]) -> Optional[Evaluations]:
