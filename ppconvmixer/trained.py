@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Optional
 
 from . import card, layouts, zoo
+from .checkpoint import State
 from .datasets import read_classes
 from .engines import create_engine
 from .errors import UserError
@@ -12,6 +13,27 @@ from .files import PathLike
 
 if TYPE_CHECKING:
     from .model import ConvMixer
+
+
+def check_shape(state: State, name: str, weights: PathLike) -> None:
+    """Refuse a checkpoint of another shape or for other pictures before a model is made; by its name it may be huge.
+
+    Args:
+        state: of the checkpoint, under our names.
+        weights: what to call it.
+
+    Raises:
+        UserError: it has another shape, or other than three channels.
+    """
+    found, wanted = layouts.shape(state), zoo.variant(name)
+    if found != {key: getattr(wanted, key) for key in found}:
+        raise UserError(
+            f"{weights} holds {layouts.describe(state)}; the model is "
+            f"ConvMixer-{wanted.dim}/{wanted.depth}, kernel {wanted.kernel_size}, patch {wanted.patch_size}"
+        )
+    channels = state["stem.0.weight"].shape[1]
+    if channels != 3:
+        raise UserError(f"{weights} takes {channels} channels; pictures have 3")
 
 
 class Trained:
@@ -44,15 +66,7 @@ class Trained:
         if self.classes and len(self.classes) != self.num_classes:
             names = classes or f"the card of {weights}"
             raise UserError(f"{names} has {len(self.classes)} classes, but the head of {weights} {self.num_classes}")
-        found, wanted = layouts.shape(self.translation.state), zoo.variant(self.name)
-        if found != {key: getattr(wanted, key) for key in found}:  # before a model is made: by its name it may be huge
-            raise UserError(
-                f"{weights} holds {layouts.describe(self.translation.state)}; the model is "
-                f"ConvMixer-{wanted.dim}/{wanted.depth}, kernel {wanted.kernel_size}, patch {wanted.patch_size}"
-            )
-        channels = self.translation.state["stem.0.weight"].shape[1]
-        if channels != 3:
-            raise UserError(f"{weights} takes {channels} channels; pictures have 3")
+        check_shape(self.translation.state, self.name, weights)
 
     def engine(self, name: str) -> Any:
         """Return what runs the network; see ``engines.create_engine``.

@@ -6,11 +6,11 @@ import re
 import numpy as np
 import paddle
 import pytest
-from conftest import refused, run
+from conftest import random_state, refused, run
 from paddle import nn
 from PIL import Image
 
-from ppconvmixer import ConvMixer, UserError, zoo
+from ppconvmixer import ConvMixer, UserError, card, checkpoint, zoo
 from ppconvmixer.insight import complexity, networks, scaling, tradeoff
 
 SHAPES = [
@@ -208,6 +208,17 @@ def test_a_checkpoint_is_counted_with_its_classes_and_size(tiny_weights):
     network = networks.find(str(tiny_weights))
     assert (network.name, network.size, network.shape.num_classes, network.figures) == ("convmixer_tiny", 32, 3, {})
     assert complexity.describe(network)["parameters"] == zoo.variant("convmixer_tiny").parameters() - 7 * 65
+
+
+def test_a_checkpoint_that_is_none_of_what_is_counted_is_refused(tmp_path, capsys):
+    tiny = {"dim": 64, "depth": 4, "kernel_size": 5, "patch_size": 4, "num_classes": 3}
+    for name, shape in (("grey", {**tiny, "in_chans": 1}), ("other", {**tiny, "depth": 3})):
+        checkpoint.write(tmp_path / f"{name}.pdparams", random_state(**shape))
+    card.write(tmp_path / "other.pdparams", card.Card(model="convmixer_tiny"))
+    said = refused(capsys, "inspect", "complexity", tmp_path / "grey.pdparams")
+    assert "grey.pdparams takes 1 channels; pictures have 3" in said
+    said = refused(capsys, "inspect", "complexity", tmp_path / "other.pdparams")
+    assert "holds ConvMixer-64/3, kernel 5, patch 4, 3 channels, 3 classes; the model is ConvMixer-64/4" in said
 
 
 @pytest.mark.parametrize("along", scaling.SCALED)

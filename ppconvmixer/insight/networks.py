@@ -15,6 +15,7 @@ from paddle.vision import models
 from .. import card, layouts, zoo
 from ..errors import UserError, unknown
 from ..model import ConvMixer
+from ..trained import check_shape
 
 LARGEST = 1e9, 2e12  # parameters (4 GB) and MACs (minutes) of a network that is made to be looked at
 _SIZES = {"LeNet": 28, "inception_v3": 299}  # pixels; all others of paddle.vision.models are made for 224
@@ -103,12 +104,17 @@ def _convmixer(name: str, shape: zoo.Variant, size: Optional[int]) -> Network:
 
 
 def _of_checkpoint(path: str, size: Optional[int]) -> Network:
-    """Return the ConvMixer of a checkpoint: its shape, its classes, and the size of its card."""
+    """Return the ConvMixer of a checkpoint: its shape, its classes, and the size of its card.
+
+    Raises:
+        UserError: it is none for pictures of three channels, or its card names another.
+    """
     state, facts = zoo.translate(path).state, card.read(path)
     found, classes = layouts.shape(state), layouts.classes(state)
     if not found or not classes:
         raise UserError(f"{path} is no complete ConvMixer with a head")
     name = zoo.canonical(facts.model) if facts.model else zoo.spelled(zoo.Variant(**found))
-    shape = dataclasses.replace(zoo.variant(name), **found, num_classes=classes)
+    check_shape(state, name, path)
+    shape = dataclasses.replace(zoo.variant(name), num_classes=classes)
     network = _convmixer(name, shape, size or zoo.input_spec(name, **facts.input).size)
     return dataclasses.replace(network, figures={})  # the accuracy of the published weights is not that of these
