@@ -272,6 +272,8 @@ def test_the_command(tmp_path, capsys):
     assert (
         lines[-1] == "the closed formulas: the same parameters, MACs and activations" and picture.stat().st_size > 1000
     )
+    # Of 4 pictures, 64 maps of 8 x 8 twice; the residual's third one is named and not counted.
+    assert "largest input and result of a layer 0.1 MiB (inference, which holds beside them what a" in lines[-2]
     assert run("inspect", "complexity", "convmixer_tiny", "--by-layer", "--size", 48) == 0
     assert "blocks.3.0.fn.0" in capsys.readouterr().out
     for option in (["--scale", "kernel_size"], ["--scale", "patch_size"], ["--separable"]):

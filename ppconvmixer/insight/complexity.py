@@ -176,8 +176,9 @@ def describe(network: Network, batch_size: int = 1) -> dict[str, Any]:
     Returns:
         ``parameters``, ``macs``, ``activations``; ``memory`` in bytes of float32: of the ``weights``, of
         ``all`` results of layers (which training keeps) and of the ``largest`` input and result of a layer (which
-        inference holds); ``layers``; of a ConvMixer the totals by ``formula``; and what is ``published``. Of a network
-        that Paddle does not have, the published figures alone, and no memory and layers.
+        inference layer by layer holds, and beside them what a residual keeps to add); ``layers``; of a ConvMixer the
+        totals by ``formula``; and what is ``published``. Of a network that Paddle does not have, the published figures
+        alone, and no memory and layers.
 
     Raises:
         UserError: as ``count``.
@@ -231,7 +232,8 @@ def table(facts: dict[str, Any], by_layer: bool = False) -> str:
     memory = {name: f"{size / 2**20:,.1f} MiB" for name, size in facts["memory"].items()}
     lines.append(
         f"memory in float32, batch {facts['batch_size']}: weights {memory['weights']}; results of all layers "
-        f"{memory['all']} (training), largest input and result {memory['largest']} (inference)"
+        f"{memory['all']} (training), largest input and result of a layer {memory['largest']} (inference, which holds "
+        "beside them what a residual keeps)"
     )
     if "formula" in facts:
         off = {name: facts[key] - facts["formula"][key] for key, name in _QUANTITIES.items()}
