@@ -53,6 +53,9 @@ def sick(tmp_path_factory, digits):
         state["blocks.1.1.bias"][:6] = -50.0  # behind GELU, these channels are 0 whatever the picture is
         state["blocks.1.3.weight"][:] = 1e-4  # what is below gets next to nothing back
 
+    def poison(state):
+        state["stem.0.bias"][0] = np.nan
+
     def inflate(state):
         state["head.weight"] *= 1000
 
@@ -86,6 +89,7 @@ def sick(tmp_path_factory, digits):
     settings = {
         "healthy": lambda: ["train.epochs=6"],
         "not finite": lambda: [*few, *sgd, "optimizer.lr=1e20", "optimizer.clip_norm=null"],
+        "never finite": lambda: [*few, *sgd, broken_weights("poisoned", poison)],
         "too high": lambda: [
             *(*few, "optimizer.lr=3", "optimizer.clip_norm=null", "schedule.name=constant", "train.epochs=4"),
         ],
@@ -113,7 +117,7 @@ def sick(tmp_path_factory, digits):
             try:
                 finetune.finetune(recipe.load("digits", overrides), root / name)
             except UserError as error:
-                assert name == "not finite" and "the loss is nan" in str(error)
+                assert name in ("not finite", "never finite") and "the loss is nan" in str(error)
             evidence = gather(root / name)
             made[name] = root / name, evidence, diagnose.describe(evidence)
         return made[name]
@@ -142,6 +146,7 @@ def test_nothing_is_named_in_a_healthy_run_and_all_is_judged(sick):
 
 SICK = [
     ("not finite", {"diverging", "learning rate too high"}),
+    ("never finite", {"diverging"}),
     ("too high", {"diverging", "learning rate too high"}),
     ("too low", {"learning rate too low"}),
     ("slow", {"learning rate too low"}),
@@ -190,6 +195,26 @@ def test_the_evidence_has_the_numbers(sick):
     _, _, facts = sick("too low")
     assert "a step changes the weights by" in lines(facts, "learning rate too low")
     assert any(item["disease"] == "underfitting" for item in facts["not_judged"]) or "underfitting" in named(facts)
+
+
+def test_a_run_whose_first_loss_was_no_number_is_named_without_curves(sick, tmp_path, capsys):
+    folder, evidence, facts = sick("never finite")
+    assert not records.Records(folder / "visualdl" / records.FILE).read().curves and evidence.rates is None
+    assert "the loss was no number at step 1, whose batch held" in lines(facts, "diverging")
+    (found,) = facts["findings"]
+    assert [advice["settings"] for advice in found["advice"]] == [["model.weights=null"], []]
+    assert {"disease": "plateau", "reason": "the records have no curve train/learning_rate"} in facts["not_judged"]
+    assert run("inspect", "diagnose", folder, "--output", tmp_path / "a.png") == 0
+    assert "0 of 10 epochs, 0 steps\nfound: diverging\n" in capsys.readouterr().out
+    nothing = Evidence("x", {}, losses=np.empty(0), rates=np.empty(0), not_finite=("a.png",))
+    with pytest.raises(diseases.NotJudged, match="the learning rate is not recorded"):
+        diseases.rate_too_high(nothing)
+    assert named(diagnose.describe(nothing)) == {"diverging"}
+    (folder / "not_finite.txt").unlink()
+    try:
+        assert "holds no curves" in refused(capsys, "inspect", "diagnose", folder)
+    finally:
+        (folder / "not_finite.txt").write_text("a.png\n")
 
 
 def test_what_another_disease_explains_is_not_judged(sick):

@@ -108,6 +108,8 @@ def diverging(run: Evidence) -> Optional[Finding]:
     bad = np.flatnonzero(~np.isfinite(losses))
     if run.not_finite:
         line = f"the loss was no number at {_at(run, len(losses) + 1)}, whose batch held {_some(run.not_finite)}"
+        if not len(losses):
+            return Finding((line,), remedies.other_start(run))
     elif bad.size:
         line = f"the loss is no number in {bad.size} of {len(losses)} steps, first at {_at(run, bad[0] + 1)}"
     else:
@@ -494,7 +496,7 @@ def _parts(run: Evidence) -> np.ndarray:
 
 
 def _need_rates(run: Evidence) -> np.ndarray:
-    if len(run.rates) < len(run.losses) or not run.rates.max() > 0:
+    if len(run.rates) < max(len(run.losses), 1) or not run.rates.max() > 0:
         raise NotJudged("the learning rate is not recorded for every step")
     return run.rates
 

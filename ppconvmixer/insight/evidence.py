@@ -90,10 +90,10 @@ def gather(path: Path, data: Optional[str] = None, limit: int = 2000) -> Evidenc
     """
     folder, file = _find(path)
     found = records.Records(file).read()
-    if not found.curves:
-        raise UserError(f"{file} holds no curves; give the folder of a run, or a file of VisualDL records")
     gaps: dict[str, str] = {}
     known: dict[str, Any] = {**_curves(found, gaps), **_written(folder, found, gaps)}
+    if not found.curves and not known.get("not_finite"):  # a loss that is no number ends a run before it is drawn
+        raise UserError(f"{file} holds no curves; give the folder of a run, or a file of VisualDL records")
     known["evaluations"] = _evaluations(found, known["recipe"], gaps)
     known["finished"] = _finished(folder, known["recipe"], known["evaluations"], gaps)
     known["recalls"] = _recalls(found, known["classes"], gaps)

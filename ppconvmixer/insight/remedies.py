@@ -30,6 +30,14 @@ def calmer(run: Evidence, by: float) -> tuple[Advice, ...]:
     return (Advice("take smaller steps", rate(run, 1 / by)), *clip(run), *warm_up(run))
 
 
+def other_start(run: Evidence) -> tuple[Advice, ...]:
+    """Advise what to look at where the first loss is no number: no step had been taken, so none was too large."""
+    begun, taught = (run.recipe.model.weights, run.recipe.distill) if run.recipe else (None, None)
+    advice = [Advice("begin without the checkpoint, whose weights may be no numbers", ("model.weights=null",))]
+    where = "the teacher's weights and these pictures" if taught else "these pictures"
+    return (*(advice if begun else ()), Advice(f"no step was taken, so no learning rate is to blame: look at {where}"))
+
+
 def rate(run: Evidence, factor: float) -> tuple[str, ...]:
     return (f"optimizer.lr={factor * run.recipe.optimizer.lr:.2g}",) if run.recipe else ()
 
