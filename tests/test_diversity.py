@@ -6,6 +6,7 @@ import pytest
 from conftest import network, run
 from sklearn.metrics.pairwise import cosine_similarity
 
+from ppconvmixer import UserError
 from ppconvmixer.insight.diversity import channel_correlation, cka, describe, effective_rank, position_similarity
 
 RNG = np.random.default_rng(0)
@@ -85,6 +86,13 @@ def test_layers_of_a_network_computed_one_after_the_other():
         assert layer["channels"] == pytest.approx(channel_correlation(matrix), abs=1e-5)
         assert layer["rank"] == pytest.approx(effective_rank(matrix - matrix.mean(0)), rel=1e-4)
     assert found["layers"][0]["added"] is None and [layer["name"] for layer in found["layers"]][1] == "block 0"
+
+
+def test_maps_that_hold_no_numbers_are_refused():
+    model = network(dim=6, depth=2, kernel_size=3, patch_size=2)
+    model.blocks[0][1].bias.set_value(paddle.to_tensor(np.float32([0, 0, np.nan, 0, 0, 0])))
+    with pytest.raises(UserError, match="the map of block 0 holds what is no number; .*; take another checkpoint"):
+        describe(model, RNG.standard_normal((2, 3, 8, 8)).astype(np.float32))
 
 
 def test_inspect_mixing(tmp_path, capsys, tiny_weights, class_folders):

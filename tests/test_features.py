@@ -191,6 +191,14 @@ def test_eight_blocks_are_chosen_of_many():
     assert [int(shown.info.name.split(".")[1]) for shown in maps] == [0, 3, 5, 8, 11, 14, 16, 19]
 
 
+def test_a_map_that_holds_no_numbers_is_refused():
+    model = network(dim=4, depth=2, kernel_size=3, patch_size=4)
+    model.blocks[1][1].bias.set_value(np.full(4, np.inf, np.float32))
+    assert len(features.look(model, np.ones((3, 8, 8), np.float32), [0])) == 1
+    with pytest.raises(UserError, match=r"the map of blocks\.1 holds what is no number; .*; take another checkpoint"):
+        features.look(model, np.ones((3, 8, 8), np.float32))
+
+
 def test_inspect_features(tiny_weights, tmp_path, capsys):
     picture(7).save(tmp_path / "a.png")
     command = "inspect", "features", "--weights", tiny_weights, tmp_path / "a.png"

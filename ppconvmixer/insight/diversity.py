@@ -99,6 +99,9 @@ def describe(model: ConvMixer, images: np.ndarray) -> dict[str, Any]:
         ``rank``, the effective rank of the features of all positions, less their mean; and of the blocks ``added``,
         the root mean square of what the depthwise half adds by that of what comes in, and ``along``, the cosine of the
         two. ``cka``: of all pairs of layers, over all positions.
+
+    Raises:
+        UserError: a map holds what is no number.
     """
     found, added = _look(model, images)
     matrices = {name: np.moveaxis(part, 1, -1).reshape(-1, part.shape[1]) for name, part in found.items()}
@@ -133,10 +136,10 @@ def _look(model: ConvMixer, images: np.ndarray) -> tuple[dict[str, np.ndarray], 
         sums[name] += x @ x, y @ y, x @ y
 
     halves = {name: block[0].fn for name, block in maps.layers(model).items() if name in sums}
-    with paddle.no_grad(), maps.watched(halves, see):
+    with paddle.no_grad(), np.errstate(all="ignore"), maps.watched(halves, see):  # what is no number is named below
         for start in range(0, len(images), BATCH):
             for name, output in maps.outputs(model, paddle.to_tensor(images[start : start + BATCH])).items():
-                parts[name].append(output.numpy())
+                parts[name].append(maps.finite(name, output.numpy()))
     added = {
         name: {"added": float(np.sqrt(maps.divide(y, x))), "along": float(maps.divide(both, np.sqrt(x * y)))}
         for name, (x, y, both) in sums.items()

@@ -14,6 +14,7 @@ from ..files import PathLike
 from ..loader import evenly
 from ..model import ConvMixer, FeatureInfo
 from ..transforms import Picture
+from .maps import finite
 
 COLUMNS = 8  # blocks in a picture, if nobody says which; more are hard to see
 RARE = 1.0  # per cent of the pixels that may be too dark or too bright for the colours of the components
@@ -40,7 +41,7 @@ def look(model: ConvMixer, image: np.ndarray, blocks: Optional[Sequence[int]] = 
         blocks: as ``ConvMixer.forward_intermediates`` has them; None takes ``COLUMNS`` or fewer, the first to the last.
 
     Raises:
-        UserError: there are no such blocks.
+        UserError: there are no such blocks, or a map holds what is no number.
     """
     depth = len(model.blocks)
     if blocks is None:
@@ -49,7 +50,8 @@ def look(model: ConvMixer, image: np.ndarray, blocks: Optional[Sequence[int]] = 
     model.eval()
     with paddle.no_grad():
         _, found = model.forward_intermediates(paddle.to_tensor(image[np.newaxis]), chosen)
-    return [Map(model.feature_info[i], values.numpy()[0]) for i, values in zip(chosen, found)]
+    infos = [model.feature_info[i] for i in chosen]
+    return [Map(info, finite(info.name, values.numpy()[0])) for info, values in zip(infos, found)]
 
 
 def spectrum(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

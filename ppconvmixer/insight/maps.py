@@ -65,6 +65,20 @@ def outputs(model: ConvMixer, images: paddle.Tensor) -> dict[str, paddle.Tensor]
     return found
 
 
+def finite(name: str, values: np.ndarray) -> np.ndarray:
+    """Return the map of a layer as it is.
+
+    Raises:
+        UserError: it holds what is no number, of which there are neither components nor ranks.
+    """
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"the map of {name} holds what is no number; the network has weights that are none, or beyond float32; "
+            "take another checkpoint"
+        )
+    return values
+
+
 def mirrored(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return pictures (N, C, H, W) extended to ``height`` x ``width`` by what a mirror at their edges shows.
 
