@@ -7,7 +7,9 @@ from conftest import network, run
 from sklearn.metrics.pairwise import cosine_similarity
 
 from ppconvmixer import UserError
+from ppconvmixer.insight import diversity, maps
 from ppconvmixer.insight.diversity import channel_correlation, cka, describe, effective_rank, position_similarity
+from ppconvmixer.loader import evenly
 
 RNG = np.random.default_rng(0)
 
@@ -86,6 +88,28 @@ def test_layers_of_a_network_computed_one_after_the_other():
         assert layer["channels"] == pytest.approx(channel_correlation(matrix), abs=1e-5)
         assert layer["rank"] == pytest.approx(effective_rank(matrix - matrix.mean(0)), rel=1e-4)
     assert found["layers"][0]["added"] is None and [layer["name"] for layer in found["layers"]][1] == "block 0"
+
+
+def test_large_maps_are_seen_a_picture_at_a_time_and_compared_at_some_positions(monkeypatch):
+    model = network(dim=6, depth=2, kernel_size=3, patch_size=2)
+    images = RNG.standard_normal((5, 3, 8, 8)).astype(np.float32)
+    whole, seen = describe(model, images), []
+    monkeypatch.setattr(maps, "ROOM", 0)
+    monkeypatch.setattr(diversity, "ROOM", 0)
+    assert whole["compared"] == 5 * 16
+    forward = model.forward_features
+    monkeypatch.setattr(model, "forward_features", lambda x: (seen.append((len(x), forward(x).numpy())), x)[1])
+    monkeypatch.setattr(diversity, "POSITIONS", 33)
+    some = describe(model, images)
+    assert some["compared"] == 33 and [count for count, _ in seen] == [1] * 5
+    for layer, wanted in zip(some["layers"], whole["layers"]):
+        for key in ("positions", "added", "along"):  # these are of all positions as ever
+            assert layer[key] == (wanted[key] and pytest.approx(wanted[key], abs=1e-5)), key
+    rows = np.concatenate([np.moveaxis(part, 1, -1).reshape(-1, 6) for _, part in seen]).astype(float)
+    rows = rows[evenly(5 * 16, 33)]
+    last = some["layers"][-1]
+    assert last["channels"] == pytest.approx(channel_correlation(rows), abs=1e-5)
+    assert last["rank"] == pytest.approx(effective_rank(rows - rows.mean(0)), rel=1e-4)
 
 
 def test_maps_that_hold_no_numbers_are_refused():

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -7,7 +8,7 @@ from conftest import refused, run
 
 from ppconvmixer import ConvMixer, UserError
 from ppconvmixer.insight import maps
-from ppconvmixer.insight.receptive_field import describe, deviation, gradients, room, square, theoretical
+from ppconvmixer.insight.receptive_field import BATCH, describe, deviation, gradients, room, square, theoretical
 
 
 def positive(*shape, **settings):
@@ -78,6 +79,17 @@ def test_pictures_are_extended_by_mirrors():
         maps.mirrored(row, 1, 2)
     model = ConvMixer(4, 2, kernel_size=4, patch_size=2)  # the field reaches 8 pixels below and right
     assert room(model, 8) == 18 and room(model, 40) == 40 and room(model, 5) == 15
+
+
+def test_large_maps_are_seen_a_picture_at_a_time(monkeypatch):
+    for dim, depth, patch, size, count in ((768, 32, 7, 672, 1), (1536, 20, 7, 672, 1), (128, 8, 2, 96, 4)):
+        shape = SimpleNamespace(dim=dim, blocks=[None] * depth, patch_size=patch)
+        assert maps.at_once(shape, size, size, BATCH) == count
+    model = ConvMixer(4, 1, kernel_size=3, patch_size=2)
+    images = np.random.default_rng(0).random((3, 3, 8, 8), np.float32)
+    whole = gradients(model, images)
+    monkeypatch.setattr(maps, "ROOM", 0)
+    np.testing.assert_allclose(gradients(model, images), whole, rtol=1e-4, atol=1e-9)
 
 
 def test_a_dead_network_is_refused():

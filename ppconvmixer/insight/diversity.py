@@ -10,10 +10,13 @@ import paddle
 
 from .. import figures
 from ..files import PathLike
+from ..loader import evenly
 from ..model import ConvMixer
 from . import maps
 
-BATCH = 16  # pictures at a time
+BATCH = 16  # pictures at a time at most, see ``maps.at_once``
+POSITIONS = 4096  # of all pictures together that are compared at least: far more than published networks have channels
+ROOM = 1 << 27  # numbers in the features of all layers that are compared: 1 GB in float64
 COLUMNS = ("positions", "channels", "rank", "added", "along", "cka below", "cka stem")
 
 
@@ -25,15 +28,19 @@ def position_similarity(features: np.ndarray) -> float:
     Args:
         features: (N, C, H, W).
     """
+    return float(_alike(features).mean())
+
+
+def _alike(features: np.ndarray) -> np.ndarray:
+    """Return for every picture what ``position_similarity`` returns the mean of, float64 (N,)."""
     rows = features.reshape(*features.shape[:2], -1).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     units = maps.divide(rows, norms)
     count = rows.shape[2]
     if count == 1:
-        return 1.0
+        return np.ones(len(rows))
     # The cosines of all pairs, a position with itself among them, are the squared length of the sum of the units.
-    pairs = (units.sum(2) ** 2).sum(1) - (units**2).sum((1, 2))
-    return float(pairs.mean() / (count * (count - 1)))
+    return ((units.sum(2) ** 2).sum(1) - (units**2).sum((1, 2))) / (count * (count - 1))
 
 
 def channel_correlation(matrix: np.ndarray) -> float:
@@ -98,21 +105,22 @@ def describe(model: ConvMixer, images: np.ndarray) -> dict[str, Any]:
         Of each of ``layers``: ``positions``, see ``position_similarity``; ``channels``, see ``channel_correlation``;
         ``rank``, the effective rank of the features of all positions, less their mean; and of the blocks ``added``,
         the root mean square of what the depthwise half adds by that of what comes in, and ``along``, the cosine of the
-        two. ``cka``: of all pairs of layers, over all positions.
+        two. ``cka``: of all pairs of layers, over all positions. Where the features of all layers are more than
+        ``ROOM`` numbers, ``channels``, ``rank`` and ``cka`` are over as many positions as that holds, ``POSITIONS`` at
+        least, evenly spaced over the maps of all pictures; ``compared`` says how many.
 
     Raises:
         UserError: a map holds what is no number.
     """
-    found, added = _look(model, images)
-    matrices = {name: np.moveaxis(part, 1, -1).reshape(-1, part.shape[1]) for name, part in found.items()}
+    features, alike, added = _look(model, images)
     layers = []
-    for name, part in found.items():
-        matrix = matrices[name].astype(np.float64)
+    for name, part in features.items():
+        matrix = part.astype(np.float64)
         matrix -= matrix.mean(0)
         layers.append(
             {
                 "name": name,
-                "positions": position_similarity(part),
+                "positions": alike[name],
                 "channels": channel_correlation(matrix),
                 "rank": effective_rank(matrix),
                 **added.get(name, {"added": None, "along": None}),
@@ -121,15 +129,28 @@ def describe(model: ConvMixer, images: np.ndarray) -> dict[str, Any]:
     return {
         "pictures": len(images),
         "dim": model.dim,
+        "compared": len(features["stem"]),
         "layers": layers,
-        "cka": cka(list(matrices.values())).tolist(),
+        "cka": cka(list(features.values())).tolist(),
     }
 
 
-def _look(model: ConvMixer, images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
-    """Return the map of every layer, and of every block how its depthwise half adds to what comes in."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in maps.layers(model)}
-    sums = {name: np.zeros(3) for name in list(parts)[1:]}  # of the squares of both, and of their product
+def _look(
+    model: ConvMixer, images: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, dict[str, float]]]:
+    """Return what is seen of every layer while the pictures go through, some at a time.
+
+    Returns:
+        Of every layer the features that are compared, float32 (positions, dim), and its ``position_similarity``; and of
+        every block how its depthwise half adds to what comes in.
+    """
+    names, (height, width) = list(maps.layers(model)), images.shape[2:]
+    count = (height // model.patch_size) * (width // model.patch_size)  # of the positions of a map
+    chosen = evenly(len(images) * count, max(POSITIONS, ROOM // (model.dim * len(names))))
+    pictures, places = np.divmod(chosen, count)
+    features: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    alike: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    sums = {name: np.zeros(3) for name in names[1:]}  # of the squares of both, and of their product
 
     def see(name: str, stream: paddle.Tensor, half: paddle.Tensor) -> None:
         x, y = (tensor.numpy().astype(np.float64).ravel() for tensor in (stream, half))
@@ -137,20 +158,25 @@ def _look(model: ConvMixer, images: np.ndarray) -> tuple[dict[str, np.ndarray], 
 
     halves = {name: block[0].fn for name, block in maps.layers(model).items() if name in sums}
     with paddle.no_grad(), np.errstate(all="ignore"), maps.watched(halves, see):  # what is no number is named below
-        for start in range(0, len(images), BATCH):
-            for name, output in maps.outputs(model, paddle.to_tensor(images[start : start + BATCH])).items():
-                parts[name].append(maps.finite(name, output.numpy()))
+        size = maps.at_once(model, height, width, BATCH)
+        for start in range(0, len(images), size):
+            here = slice(*np.searchsorted(pictures, [start, start + size]))
+            for name, output in maps.outputs(model, paddle.to_tensor(images[start : start + size])).items():
+                values = maps.finite(name, output.numpy()).reshape(-1, model.dim, count)
+                alike[name].append(_alike(values))
+                features[name].append(values[pictures[here] - start, :, places[here]])
     added = {
         name: {"added": float(np.sqrt(maps.divide(y, x))), "along": float(maps.divide(both, np.sqrt(x * y)))}
         for name, (x, y, both) in sums.items()
     }
-    return {name: np.concatenate(part) for name, part in parts.items()}, added
+    compared = {name: np.concatenate(part) for name, part in features.items()}
+    return compared, {name: float(np.concatenate(part).mean()) for name, part in alike.items()}, added
 
 
 def table(facts: dict[str, Any]) -> str:
     """Return what ``describe`` found as a text of some lines."""
     lines = [
-        f"{facts['pictures']} pictures; effective rank of at most {facts['dim']}",
+        f"{facts['pictures']} pictures, {facts['compared']:,} positions; effective rank of at most {facts['dim']}",
         f"{'layer':10}" + "".join(f"{word:>11}" for word in COLUMNS),
     ]
     for i, layer in enumerate(facts["layers"]):

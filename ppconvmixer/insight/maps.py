@@ -14,6 +14,21 @@ from paddle import nn
 from ..errors import UserError
 from ..model import ConvMixer
 
+ROOM = 1 << 29  # numbers in the results of all layers for the pictures that are taken at a time: 2 GB
+
+
+def at_once(model: ConvMixer, height: int, width: int, most: int) -> int:
+    """Return how many pictures to take at a time: ``most``, or fewer, down to one, where their maps are large.
+
+    Every layer of the stem and the blocks is a convolution, an activation and a norm, each with a map of its own.
+
+    Args:
+        height, width: of the pictures.
+    """
+    positions = (height // model.patch_size) * (width // model.patch_size)
+    results = 3 * (2 * len(model.blocks) + 1) * model.dim * max(positions, 1)
+    return max(1, min(most, ROOM // results))
+
 
 def layers(model: ConvMixer) -> dict[str, nn.Layer]:
     """Return the stem and the blocks by name, in the order of the way of the data."""

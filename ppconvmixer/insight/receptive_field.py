@@ -18,7 +18,7 @@ from . import maps
 
 SHARE = 0.95  # of the gradient that the effective field holds
 LARGEST = 3  # times the side of the pictures that they are extended to; fields of deep networks go beyond any picture
-BATCH = 4  # pictures at a time: the maps of all layers are kept for the way back
+BATCH = 4  # pictures at a time at most: the maps of all layers are kept for the way back, see ``maps.at_once``
 SHOWN = 9  # heat maps in a picture
 
 
@@ -70,11 +70,12 @@ def gradients(model: ConvMixer, images: np.ndarray, size: Optional[int] = None) 
     total = np.zeros((len(model.blocks) + 1, size, size))
     signs = np.random.default_rng(0).choice(np.float32([-1, 1]), (len(images), model.dim))
     middle = _middle(model, size)
-    for start in range(0, len(images), BATCH):
-        batch = paddle.to_tensor(images[start : start + BATCH], stop_gradient=False)
+    count = maps.at_once(model, size, size, BATCH)
+    for start in range(0, len(images), count):
+        batch = paddle.to_tensor(images[start : start + count], stop_gradient=False)
         found = maps.outputs(model, batch).values()
         for layer, output in enumerate(found):
-            summed = (output[:, :, middle, middle] * paddle.to_tensor(signs[start : start + BATCH])).sum()
+            summed = (output[:, :, middle, middle] * paddle.to_tensor(signs[start : start + count])).sum()
             (gradient,) = paddle.grad(summed, batch, retain_graph=True)
             total[layer] += np.abs(gradient.numpy().astype(np.float64)).sum((0, 1))
     sums = total.sum((1, 2), keepdims=True)
