@@ -23,6 +23,7 @@ from ppconvmixer import (
 from ppconvmixer.engines import Dygraph
 from ppconvmixer.evaluate import evaluate
 from ppconvmixer.finetune import open_data
+from ppconvmixer.insight import complexity, examination, features, gradcam, kernels, receptive_field, robustness
 from ppconvmixer.loader import Samples, TrainBatches
 from ppconvmixer.onnx_file import to_onnx
 from ppconvmixer.ops import mixer, rewrite
@@ -237,6 +238,16 @@ def test_what_knows_convmixer_alone_refuses_a_variant(settings):
         to_onnx(model)
     with pytest.raises(UserError, match="only ConvMixer itself is made narrower, not its variants"):
         prune.narrow(model, 4, images())
+    for look in (
+        kernels.describe,
+        receptive_field.theoretical,
+        lambda model: receptive_field.gradients(model, images()),
+        lambda model: robustness.of_convmixer("variant", model),
+        lambda model: examination.examine(model, None, None, 0),
+    ):
+        with pytest.raises(UserError, match="ConvMixer itself, not in its variants; insight.features, .* take these"):
+            look(model)
+    assert features.look(model, images()[0]) and gradcam.gradcam(model, images()) and complexity.count(model, 12)
 
 
 @every_variant

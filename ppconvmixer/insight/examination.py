@@ -22,7 +22,7 @@ from ..mixing import Mixing
 from ..model import ConvMixer
 from ..recipe import Phase, Recipe
 from ..transforms import eval_transform, train_transform
-from .maps import watched
+from .maps import check_plain, watched
 
 BATCH = 256
 """Training pictures whose statistics are taken: with 64 positions and more each, a mean is known to a hundredth of a
@@ -81,8 +81,9 @@ def examine(network: ConvMixer, recipe: Recipe, train: Pictures, limit: int) -> 
         limit: judge the labels of so many pictures, spread evenly; 0 of all.
 
     Raises:
-        UserError: none of the pictures can be read, or one of the batch cannot.
+        UserError: none of the pictures can be read, or one of the batch cannot; or it is a variant of ConvMixer.
     """
+    check_plain(network)
     spec = recipe.input_spec()
     samples = Samples(train.subset(evenly(len(train), limit or len(train))), eval_transform(spec), spec.size)
     workers = recipe.data.workers

@@ -25,7 +25,12 @@ def embedding(model: ConvMixer) -> np.ndarray:
 
 
 def depthwise(model: ConvMixer) -> list[np.ndarray]:
-    """Return the depthwise kernels of every block, float64 (dim, kernel_size, kernel_size)."""
+    """Return the depthwise kernels of every block, float64 (dim, kernel_size, kernel_size).
+
+    Raises:
+        UserError: it is a variant of ConvMixer.
+    """
+    maps.check_plain(model)
     return [block[0].fn[0].weight.numpy()[:, 0].astype(np.float64) for block in model.blocks]
 
 
@@ -98,6 +103,9 @@ def describe(model: ConvMixer) -> dict[str, Any]:
         with more than half of their energy in the middle tap. ``noise``: what these come to without structure.
         ``stem``: the norms of the filters of the patch embedding, and ``grey``, the share of their energy that all
         colours have in common.
+
+    Raises:
+        UserError: as ``depthwise``.
     """
     filters, layers, found = embedding(model), depthwise(model), []
     side = layers[0].shape[-1]

@@ -30,6 +30,19 @@ def at_once(model: ConvMixer, height: int, width: int, most: int) -> int:
     return max(1, min(most, ROOM // results))
 
 
+def check_plain(model: ConvMixer) -> None:
+    """Refuse a variant of ConvMixer where its convolutions and norms are found by their places in the blocks.
+
+    Raises:
+        UserError: it is one, see ``ConvMixer.plain``.
+    """
+    if not model.plain:
+        raise UserError(
+            "kernels, receptive fields, robustness and batch norms are looked at in ConvMixer itself, not in its "
+            "variants; insight.features, insight.gradcam and insight.complexity.count take these too"
+        )
+
+
 def layers(model: ConvMixer) -> dict[str, nn.Layer]:
     """Return the stem and the blocks by name, in the order of the way of the data."""
     return {"stem": model.stem, **{f"block {i}": block for i, block in enumerate(model.blocks)}}

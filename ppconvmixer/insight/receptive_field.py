@@ -31,7 +31,11 @@ def theoretical(model: ConvMixer) -> list[tuple[int, int]]:
 
     Returns:
         (before, after) in pixels, of both axes.
+
+    Raises:
+        UserError: it is a variant of ConvMixer.
     """
+    maps.check_plain(model)
     fields = [(0, 0)]
     for block in model.blocks:
         taps = block[0].fn[0].weight.shape[-1] - 1
@@ -63,7 +67,8 @@ def gradients(model: ConvMixer, images: np.ndarray, size: Optional[int] = None) 
         float64 (depth + 1, size, size), each of sum 1.
 
     Raises:
-        UserError: the pictures are larger than ``size``, or a layer's map does not depend on them.
+        UserError: the pictures are larger than ``size``, or a layer's map does not depend on them; or as
+            ``theoretical``.
     """
     size = room(model, images.shape[-1]) if size is None else size
     images = maps.mirrored(images, size, size)

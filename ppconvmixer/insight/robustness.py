@@ -60,7 +60,11 @@ class Network:
 
 
 def of_convmixer(name: str, model: ConvMixer, trained: bool = True) -> Network:
-    """Return a ConvMixer as what is measured here; it goes into evaluation."""
+    """Return a ConvMixer as what is measured here; it goes into evaluation.
+
+    Raises:
+        UserError: it is a variant of ConvMixer.
+    """
     model.eval()
     reach = receptive_field.theoretical(model)[-1][1]
     return Network(name, trained, model.patch_size, reach, model.forward_features, model.head, model.num_classes)
