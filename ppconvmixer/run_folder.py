@@ -156,7 +156,7 @@ def changed_pictures(file: Path, pictures: str) -> str:
     """Say in a line how ``pictures``, which is what ``listing`` says, differ from those listed in ``file``."""
     try:
         before = _labels(file.read_text("utf-8", "surrogateescape"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, csv.Error):
         return f"the pictures changed, and {file}, which could say how, cannot be read"
     now = _labels(pictures)
     parts = []
@@ -173,7 +173,7 @@ def changed_pictures(file: Path, pictures: str) -> str:
 
 def _labels(table: str) -> dict[tuple[str, str], str]:
     rows = csv.reader(io.StringIO(table))
-    next(rows)
+    next(rows, None)
     return {(part, name): label for part, label, name in rows}
 
 

@@ -290,7 +290,7 @@ def test_the_batch_is_the_first_of_the_last_epoch_as_training_saw_it(digits):
 # --- shapes of curves, written as a run writes them ------------------------------------------------------
 
 
-def write(folder, losses, rates=None, norms=None, epochs=0, overrides=()):
+def write(folder, losses, rates=None, norms=None, epochs=0, overrides=(), top1=0.5):
     """Write records of a run with so many evaluations, evenly spaced."""
     from visualdl import LogWriter
 
@@ -304,7 +304,7 @@ def write(folder, losses, rates=None, norms=None, epochs=0, overrides=()):
             writer.add_scalar(f"train/{name}", float(value), i)
         if epochs and i % (len(losses) // epochs) == 0:
             writer.add_scalar("eval/loss", float(loss) + 0.1, i)
-            writer.add_scalar("eval/top1", 0.5, i)
+            writer.add_scalar("eval/top1", top1, i)
     writer.close()
     evidence = gather(folder)
     return evidence, diagnose.describe(evidence)
@@ -515,6 +515,43 @@ def test_what_cannot_be_diagnosed_is_refused(sick, tmp_path, capsys):
     assert "name a file ending in .png" in refused(capsys, "inspect", "diagnose", folder, "--output", "x.txt")
     assert "leave --data out" in refused(capsys, "inspect", "diagnose", folder, "--data", tmp_path)
     assert "is no run folder" in refused(capsys, "inspect", "diagnose", folder / "visualdl", "--data", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("part,label,path\ntrain,0,a.png\ntrain\n", "line 3 is not of the form part,label,path"),
+        ("part,label,path\ntrain,zero,a.png\n", "invalid literal for int"),
+        (f"part,label,path\ntrain,0,{'a' * 200_000}\n", "field larger than field limit"),
+        ("", "it lists no training pictures"),
+    ],
+    ids=["cut off", "no number", "too long", "empty"],
+)
+def test_a_damaged_list_of_pictures_leaves_a_gap(tmp_path, text, reason):
+    write(tmp_path / "visualdl", FALLING)
+    (tmp_path / "pictures.csv").write_text(text)
+    (tmp_path / "recipe.yaml").write_text(recipe.load("digits").to_yaml())
+    (tmp_path / "best.pdparams").write_bytes(b"")
+    found = gather(tmp_path)
+    assert found.counts is None and found.gaps["counts"].startswith(f"pictures.csv cannot be read: {reason}")
+    assert "they are not those of the run" in found.gaps["examination"]
+
+
+def test_records_that_cannot_be_read_are_named(tmp_path, capsys, monkeypatch):
+    def read(self):
+        raise PermissionError(13, "Permission denied", str(self.file))
+
+    (tmp_path / "vdlrecords.1.log").write_bytes(b"")
+    monkeypatch.setattr(records.Records, "read", read)
+    said = refused(capsys, "inspect", "diagnose", tmp_path)
+    assert f"cannot read {tmp_path / 'vdlrecords.1.log'}: Permission denied; give the folder of a run" in said
+
+
+def test_an_accuracy_that_is_no_number_is_left_open(tmp_path):
+    evidence, facts = write(tmp_path, FALLING, epochs=2, top1=np.nan)
+    assert np.isnan(evidence.evaluations.top1).all() and facts["top1"] is None
+    json.dumps(facts, allow_nan=False)
+    assert "with top-1" not in diagnose.table(facts)
 
 
 # --- what a run records for it ---------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def describe(run: Evidence) -> dict[str, Any]:
         "epochs": len(told.ends) if told else 0,
         "epochs_planned": settings.epochs if settings else None,
         "best_epoch": told.best + 1 if told else None,
-        "top1": float(told.top1[told.best]) if told else None,
+        "top1": float(told.top1[told.best]) if told and np.isfinite(told.top1[told.best]) else None,
         "top1_training_pictures": run.examination.top1 if run.examination else None,
         "findings": found,
         "nothing_found": clear,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from .. import card, checkpoint, per_class, recipe, records, report, run_folder
-from ..errors import UserError, printable
+from ..errors import UserError, printable, said
 from ..recipe import Recipe
 from ..records import Records
 from ..run_state import merit
@@ -86,10 +86,14 @@ def gather(path: Path, data: Optional[str] = None, limit: int = 2000) -> Evidenc
         limit: judge the labels of so many training pictures; 0 of all.
 
     Raises:
-        UserError: there is no such run, or ``data`` is not the data of the run.
+        UserError: there is no such run, it cannot be read, or ``data`` is not the data of the run.
     """
     folder, file = _find(path)
-    found = records.Records(file).read()
+    try:
+        found = records.Records(file).read()
+    except OSError as error:
+        reason = error.strerror or said(error)
+        raise UserError(f"cannot read {file}: {reason}; give the folder of a run that you may read") from error
     gaps: dict[str, str] = {}
     known: dict[str, Any] = {**_curves(found, gaps), **_written(folder, found, gaps)}
     if not found.curves and not known.get("not_finite"):  # a loss that is no number ends a run before it is drawn
@@ -196,8 +200,8 @@ def _written(folder: Optional[Path], found: Records, gaps: dict[str, str]) -> di
         known["losses"] = _array(found, records.STEPS)
     try:
         known["counts"] = _counts(folder / "pictures.csv")
-    except (OSError, ValueError) as error:
-        gaps["counts"] = f"pictures.csv cannot be read: {error}"
+    except (OSError, ValueError, csv.Error) as error:
+        gaps["counts"] = f"pictures.csv cannot be read: {said(error)}"
     try:
         known["cpus"] = int(json.loads((folder / "environment.json").read_text("utf-8"))["cpus"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -222,9 +226,13 @@ def _array(found: Records, tag: str) -> np.ndarray:
 
 def _counts(file: Path) -> np.ndarray:
     with open(file, encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        rows = csv.reader(stream)
+        rows, labels = csv.reader(stream), []
         next(rows, None)
-        labels = [int(row[1]) for row in rows if row and row[0] == "train"]
+        for row in filter(None, rows):
+            if len(row) != 3:
+                raise ValueError(f"line {rows.line_num} is not of the form part,label,path")
+            if row[0] == "train":
+                labels.append(int(row[1]))
     if not labels:
         raise ValueError("it lists no training pictures")
     return np.bincount(labels)
@@ -283,7 +291,7 @@ def _examine(
         file = folder / "pictures.csv"
         if file.is_file() and listing != file.read_text("utf-8", "surrogateescape"):
             raise UserError(f"they are not those of the run ({run_folder.changed_pictures(file, listing)})")
-    except UserError as error:
+    except (UserError, OSError) as error:
         if data is not None:
             raise UserError(f"--data {data}: {error}") from error
         gaps["examination"] = f"the training pictures are not at hand: {printable(str(error))}; say where with --data"
