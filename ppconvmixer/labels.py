@@ -210,7 +210,7 @@ def _folders(pictures: Pictures) -> list[str]:
 
 
 def _ids(classes: Optional[Sequence[str]]) -> list[str]:
-    ids = [name.split(maxsplit=1)[0] for name in classes or ()]
+    ids = [next(iter(name.split()), "") for name in classes or ()]
     if not ids or not all(map(_WORDNET.fullmatch, ids)):
         raise UserError(
             "the WordNet ids of the classes are missing; give --classes FILE, one a line in the order of the labels, "

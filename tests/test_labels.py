@@ -188,8 +188,9 @@ def test_pictures_that_the_labels_do_not_fit_are_named(validation, tmp_path):
         labels.relabel("v2", others)
     with pytest.raises(UserError, match="in the folder '2', which is none of the 12 WordNet ids"):
         labels.relabel("sketch", others, IDS)
-    with pytest.raises(UserError, match="the WordNet ids of the classes are missing"):
-        labels.relabel("a", others, ("cat", "dog"))
+    for names in (("cat", "dog"), (IDS[0], ""), (IDS[0], " ")):
+        with pytest.raises(UserError, match="the WordNet ids of the classes are missing"):
+            labels.relabel("a", others, names)
     with pytest.raises(UserError, match="--labels-file is missing"):
         labels.relabel("real", pictures)
     with pytest.raises(UserError, match="leave --labels-file out"):
