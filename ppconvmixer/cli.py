@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -34,10 +35,12 @@ from .arguments import (
     say,
     share,
 )
-from .errors import UserError, printable, said, unknown
+from .errors import UserError, brief, printable, said, unknown
 from .files import atomic_write, read_text, sha256, table_path, write_text
 
 logger = logging.getLogger("ppconvmixer")
+
+_BAD_PATHS = (errno.ENAMETOOLONG, errno.EACCES)  # of such a path nobody can even ask whether there is something
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -56,6 +59,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:  # `ppconvmixer models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _BAD_PATHS or not error.filename:
+            raise
+        print(f"ppconvmixer: error: {brief(str(error.filename))}: {error.strerror}; give another path", file=sys.stderr)
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):

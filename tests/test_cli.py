@@ -80,6 +80,21 @@ def test_eval_with_either_backend(tmp_path, tiny_weights, class_folders):
     assert 0 < np.abs(logits[0] - logits[1]).max() < 0.5 * np.abs(logits[0]).max()
 
 
+def test_a_path_of_a_name_that_no_file_can_have(capsys, tiny_weights):
+    name, network = "x" * 300, ("--weights", tiny_weights)
+    for arguments in (
+        ("inspect", "diagnose", name),
+        ("inspect", "complexity", name),
+        ("inspect", "schedule", "-c", name),
+        ("inspect", "mixing", *network, "--data", name),
+        ("inspect", "kernels", *network, "--output", f"{name}.png"),
+        ("inspect", "features", *network, "a.png", "--output", f"{name}/a.png"),
+    ):
+        message = failure(capsys, *arguments)
+        assert "x" * 200 in message and message.endswith("File name too long; give another path")
+    assert "File name too long" in failure(capsys, "inspect", "kernels", "--weights", name)
+
+
 def test_mistakes_of_eval(tmp_path, tiny_weights, class_folders, capsys):
     good = ("eval", "--weights", tiny_weights, "--data", class_folders / "val")
     (tmp_path / "list.txt").write_text("cat/cat 0.png 3\n")
