@@ -155,7 +155,7 @@ def _add_complexity(aspects: Any) -> None:
         "are compared by cost and published accuracy (default: all whose accuracy on ImageNet is published)",
     )  # fmt: skip
     command.add_argument("--size", type=positive, metavar="N", help="pixels (default: what the network is made for)")
-    command.add_argument("--batch-size", type=positive, default=1, metavar="N", help="pictures at once, for the memory")
+    command.add_argument("--batch-size", type=positive, metavar="N", help="pictures in memory at once (default: 1)")
     how = command.add_mutually_exclusive_group()
     how.add_argument("--by-layer", action="store_true", help="a line for every layer of a network")
     how.add_argument(
@@ -173,6 +173,9 @@ def _complexity(options: argparse.Namespace) -> None:
     one = len(options.networks) == 1
     if not one and (options.by_layer or options.scale or options.separable):
         raise UserError("--by-layer, --scale and --separable are about one network; name one")
+    if options.batch_size and (options.scale or options.separable):
+        raise UserError("--batch-size has no effect with --scale and --separable, which take one picture; leave it out")
+    batch_size = options.batch_size or 1
     check_picture(options.output, options.networks)
     found = [networks.find(name, options.size) for name in options.networks or networks.compared()]
     if options.scale:
@@ -180,10 +183,10 @@ def _complexity(options: argparse.Namespace) -> None:
     elif options.separable:
         facts, table, draw = scaling.separate(found[0]), scaling.separable_table, scaling.draw_separable
     elif one:
-        facts, draw = complexity.describe(found[0], options.batch_size), complexity.draw
+        facts, draw = complexity.describe(found[0], batch_size), complexity.draw
         table = functools.partial(complexity.table, by_layer=options.by_layer)
     else:
-        facts, table, draw = tradeoff.describe(found, options.batch_size), tradeoff.table, tradeoff.draw
+        facts, table, draw = tradeoff.describe(found, batch_size), tradeoff.table, tradeoff.draw
     if options.output:
         draw(facts, options.output)
     say(json.dumps(facts) if options.json else table(facts))
@@ -306,6 +309,8 @@ def _diagnose(options: argparse.Namespace) -> None:
 
 # --- design-space ---------------------------------------------------------------------------------
 
+_TRAINING = {"eta": 2, "finalists": 3, "tolerance": 5.0, "runs": "runs/design-space"}  # what --budget takes, by default
+
 
 def _add_design_space(aspects: Any) -> None:
     command = add_command(
@@ -328,16 +333,15 @@ def _add_design_space(aspects: Any) -> None:
     command.add_argument("--rounds", type=natural, default=5, metavar="N", help="samples of every speed; 0 times none")
     add_recipe(command, required=False)
     command.add_argument("--budget", type=positive, metavar="EPOCHS", help="train the candidates, so long in all")
-    command.add_argument("--eta", type=int, choices=(2, 3, 4), default=2, help="keep one of so many (default: 2)")
+    command.add_argument("--eta", type=int, choices=(2, 3, 4), help="keep one of so many (default: 2)")
+    command.add_argument("--finalists", type=positive, metavar="N", help="as long as N are left (default: 3)")
     command.add_argument(
-        "--finalists", type=positive, default=3, metavar="N", help="as long as N are left (default: 3)"
-    )
-    command.add_argument(
-        "--runs", default="runs/design-space", metavar="DIR",
-        help="folder of the runs; what is there is not repeated, and what was begun goes on (default: %(default)s)",
+        "--runs", metavar="DIR",
+        help="folder of the runs; what is there is not repeated, and what was begun goes on "
+        f"(default: {_TRAINING['runs']})",
     )  # fmt: skip
     command.add_argument(
-        "--tolerance", type=float, default=5.0, metavar="POINTS",
+        "--tolerance", type=float, metavar="POINTS",
         help="accuracy that the light recommendation may lose (default: 5)",
     )  # fmt: skip
     limits = command.add_mutually_exclusive_group()
@@ -358,6 +362,11 @@ def _design_space(options: argparse.Namespace) -> None:
         raise UserError("a grid of candidates needs --dim and --depth; single ones are named with --network")
     if not options.config and (options.budget or options.override):
         raise UserError("--budget and -o need a recipe to train by; give one with -c")
+    for name, usual in _TRAINING.items():
+        if getattr(options, name) is None:
+            setattr(options, name, usual)
+        elif not options.budget:
+            raise UserError(f"--{name} has no effect without --budget, by which candidates are trained; leave it out")
     if options.config and options.size:
         raise UserError("the recipe says how large the pictures are; give -o input.size=N in place of --size")
     if not 0 <= options.tolerance <= 100:

@@ -301,6 +301,8 @@ def test_the_command(tmp_path, capsys):
         (["resnet18", "--scale", "dim"], "resnet18 is no ConvMixer"),
         (["convmixer_9999_1_ks9_p7", "--separable"], "too many here"),
         (["resnet18", "resnet34", "--by-layer"], "are about one network"),
+        (["convmixer_tiny", "--scale", "dim", "--batch-size", "1"], "--batch-size has no effect with --scale"),
+        (["convmixer_tiny", "--separable", "--batch-size", "4"], "which take one picture; leave it out"),
         (["LeNet", "--size", "32"], "LeNet does not take 32 x 32 pixels"),
         (["convmixer_tiny", "--output", "x.txt"], "name a file ending in"),
     ],
