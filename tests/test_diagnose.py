@@ -517,6 +517,25 @@ def test_what_cannot_be_diagnosed_is_refused(sick, tmp_path, capsys):
     assert "is no run folder" in refused(capsys, "inspect", "diagnose", folder / "visualdl", "--data", tmp_path)
 
 
+@pytest.mark.parametrize("topk", [(1,), (1, 2)], ids=["acc", "acc_top1"])
+def test_the_records_of_paddles_own_callback_are_judged(tmp_path, topk):
+    """A linear network learns 64 random pictures by heart, and nothing about 64 others."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((2, 64, 300)).astype(np.float32), rng.integers(0, 3, (2, 64))
+    paddle.seed(0)
+    model = paddle.Model(paddle.nn.Linear(300, 3))
+    optimizer = paddle.optimizer.Adam(0.01, parameters=model.parameters())
+    model.prepare(optimizer, paddle.nn.CrossEntropyLoss(), paddle.metric.Accuracy(topk))
+    train, val = (paddle.io.TensorDataset(list(map(paddle.to_tensor, part))) for part in zip(images, labels[..., None]))
+    writer = paddle.callbacks.VisualDL(str(tmp_path))
+    model.fit(train, val, batch_size=16, epochs=12, verbose=0, shuffle=False, callbacks=[writer])
+    facts = diagnose.describe(gather(tmp_path))
+    told = gather(tmp_path).evaluations
+    assert told.ends.tolist() == list(range(4, 52, 4)) and facts["steps"] == 48
+    assert told.train_top1[-1] == 1.0 and facts["top1"] == told.top1.max() < 0.7
+    assert "overfitting" in {finding["disease"] for finding in facts["findings"]}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -22,6 +22,9 @@ from ..run_state import merit
 if TYPE_CHECKING:
     from .examination import Examination
 
+TOP1 = "top1", "acc", "acc_top1"
+"""What the accuracy is called in records: by us, and by ``paddle.callbacks.VisualDL`` for one k and for several."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluations:
@@ -157,13 +160,14 @@ def _height(layer: str) -> tuple[bool, bool, int, str]:
 
 def _evaluations(found: Records, settings: Optional[Recipe], gaps: dict[str, str]) -> Optional[Evaluations]:
     part = "eval_ema" if "eval_ema/loss" in found.curves else "eval"
-    for tag in (f"{part}/loss", f"{part}/top1", records.STEPS, "train/top1"):
+    name = next((name for name in TOP1 if f"train/{name}" in found.curves), TOP1[0])
+    for tag in (f"{part}/loss", f"{part}/{name}", records.STEPS, f"train/{name}"):
         if tag not in found.curves:
             gaps["evaluations"] = f"the records have no curve {tag}"
             return None
     at, losses = found.curves[f"{part}/loss"]
-    top1 = found.curves[f"{part}/top1"][1]
-    train, hits = (np.array(found.curves[tag][1]) for tag in (records.STEPS, "train/top1"))
+    top1 = found.curves[f"{part}/{name}"][1]
+    train, hits = (np.array(found.curves[tag][1]) for tag in (records.STEPS, f"train/{name}"))
     count = min(len(at), len(top1))
     ends, loss, accuracy = np.array(at[:count], np.int64), np.array(losses[:count]), np.array(top1[:count])
     if (np.diff(ends) <= 0).any() or not 0 < ends[0] <= ends[-1] <= min(len(train), len(hits)):
