@@ -93,6 +93,10 @@ def sick(tmp_path_factory, digits):
         "too high": lambda: [
             *(*few, "optimizer.lr=3", "optimizer.clip_norm=null", "schedule.name=constant", "train.epochs=4"),
         ],
+        "rising": lambda: [  # the rate climbs to the end of the run, far beyond what the network bears
+            *("data.val_fraction=0.75", "optimizer.lr=1", "optimizer.clip_norm=null", "schedule.name=cosine"),
+            *("schedule.warmup_epochs=8", "train.epochs=8"),
+        ],
         "too low": lambda: [*few, "optimizer.lr=1e-5", "train.epochs=3"],
         "slow": lambda: [*few, *plain, *sgd, "optimizer.lr=1e-3", "optimizer.clip_norm=null", "train.epochs=6"],
         "overfitting": lambda: [
@@ -148,6 +152,7 @@ SICK = [
     ("not finite", {"diverging", "learning rate too high"}),
     ("never finite", {"diverging"}),
     ("too high", {"diverging", "learning rate too high"}),
+    ("rising", {"loss rising", "learning rate too high"}),
     ("too low", {"learning rate too low"}),
     ("slow", {"learning rate too low"}),
     ("overfitting", {"overfitting"}),
