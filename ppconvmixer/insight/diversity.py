@@ -12,6 +12,7 @@ from .. import figures
 from ..files import PathLike
 from ..loader import evenly
 from ..model import ConvMixer
+from ..progress import Progress
 from . import maps
 
 BATCH = 16  # pictures at a time at most, see ``maps.at_once``
@@ -157,7 +158,8 @@ def _look(
         sums[name] += x @ x, y @ y, x @ y
 
     halves = {name: block[0].fn for name, block in maps.layers(model).items() if name in sums}
-    with paddle.no_grad(), np.errstate(all="ignore"), maps.watched(halves, see):  # what is no number is named below
+    quiet = np.errstate(all="ignore")  # what is no number is named below
+    with paddle.no_grad(), quiet, maps.watched(halves, see), Progress(len(images), "mixing") as progress:
         size = maps.at_once(model, height, width, BATCH)
         for start in range(0, len(images), size):
             here = slice(*np.searchsorted(pictures, [start, start + size]))
@@ -165,6 +167,7 @@ def _look(
                 values = maps.finite(name, output.numpy()).reshape(-1, model.dim, count)
                 alike[name].append(_alike(values))
                 features[name].append(values[pictures[here] - start, :, places[here]])
+            progress.advance(len(images[start : start + size]))
     added = {
         name: {"added": float(np.sqrt(maps.divide(y, x))), "along": float(maps.divide(both, np.sqrt(x * y)))}
         for name, (x, y, both) in sums.items()

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..files import PathLike
 from ..loader import evenly
 from ..model import ConvMixer
+from ..progress import Progress
 from . import maps
 
 SHARE = 0.95  # of the gradient that the effective field holds
@@ -76,13 +77,15 @@ def gradients(model: ConvMixer, images: np.ndarray, size: Optional[int] = None) 
     signs = np.random.default_rng(0).choice(np.float32([-1, 1]), (len(images), model.dim))
     middle = _middle(model, size)
     count = maps.at_once(model, size, size, BATCH)
-    for start in range(0, len(images), count):
-        batch = paddle.to_tensor(images[start : start + count], stop_gradient=False)
-        found = maps.outputs(model, batch).values()
-        for layer, output in enumerate(found):
-            summed = (output[:, :, middle, middle] * paddle.to_tensor(signs[start : start + count])).sum()
-            (gradient,) = paddle.grad(summed, batch, retain_graph=True)
-            total[layer] += np.abs(gradient.numpy().astype(np.float64)).sum((0, 1))
+    with Progress(len(images), "receptive field") as progress:
+        for start in range(0, len(images), count):
+            batch = paddle.to_tensor(images[start : start + count], stop_gradient=False)
+            found = maps.outputs(model, batch).values()
+            for layer, output in enumerate(found):
+                summed = (output[:, :, middle, middle] * paddle.to_tensor(signs[start : start + count])).sum()
+                (gradient,) = paddle.grad(summed, batch, retain_graph=True)
+                total[layer] += np.abs(gradient.numpy().astype(np.float64)).sum((0, 1))
+            progress.advance(len(batch))
     sums = total.sum((1, 2), keepdims=True)
     if not (np.isfinite(sums) & (sums > 0)).all():
         raise UserError(

@@ -15,6 +15,7 @@ from .. import checkpoint, figures, zoo
 from ..errors import UserError, unknown
 from ..files import PathLike
 from ..model import ConvMixer
+from ..progress import Progress
 from . import maps, receptive_field
 
 BATCH = 64  # pictures at a time
@@ -256,19 +257,24 @@ def describe(networks: Sequence[Network], images: np.ndarray, labels: Optional[n
     at = amounts(images.shape[-1])
     shifts = list(range(max(8, *(network.stride for network in networks)) + 1))
     found = []
-    for network in networks:
-        own = labels if network.classes == networks[0].classes else None
-        curves = {move: list(_curve(network, images, own, move, at[move])) for move in at}
-        found.append(
-            {
-                "name": network.name,
-                "trained": network.trained,
-                "classes": network.classes,
-                "stride": network.stride,
-                "equivariance": equivariance(network, images[:EQUIVARIANCE], shifts),
-                **{move: {key: [point[key] for point in curve] for key in curve[0]} for move, curve in curves.items()},
-            }
-        )
+    with Progress(len(networks) * sum(map(len, at.values())) * len(images), "robustness") as progress:
+        for network in networks:
+            own = labels if network.classes == networks[0].classes else None
+            found.append(
+                {
+                    "name": network.name,
+                    "trained": network.trained,
+                    "classes": network.classes,
+                    "stride": network.stride,
+                    "equivariance": equivariance(network, images[:EQUIVARIANCE], shifts),
+                }
+            )
+            for move in at:
+                points = []
+                for point in _curve(network, images, own, move, at[move]):
+                    points.append(point)
+                    progress.advance(len(images))
+                found[-1][move] = {key: [point[key] for point in points] for key in points[0]}
     return {"pictures": len(images), "size": images.shape[-1], "at": {"equivariance": shifts, **at}, "networks": found}
 
 
