@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", metavar="DIR", default="runs/report", help="folder to write (default: runs/report)"
     )
-    command.add_argument("--overwrite", action="store_true", help="replace the report of another checkpoint there")
+    command.add_argument("--overwrite", action="store_true", help="replace a report on something else there")
 
     command = add_command(commands, _serve, "serve", "answer requests over HTTP with the classes of a picture")
     add_network(command)
@@ -544,8 +544,12 @@ def _report(options: argparse.Namespace) -> None:
         raise UserError("a recipe says what to judge by and to fit on; leave --data and --calibrate out")
     if not options.config and not options.calibrate:
         raise UserError("--calibrate is missing: pictures to fit on, other ones than those of --data (or -c, a recipe)")
-    if options.calibrate and options.data and Path(options.calibrate).resolve() == Path(options.data).resolve():
-        raise UserError(f"--calibrate is --data, {options.data}; give other pictures to fit on than those to judge by")
+    if options.calibrate and options.data:
+        fit, judge = Path(options.calibrate).resolve(), Path(options.data).resolve()
+        if fit == judge or fit in judge.parents or judge in fit.parents:
+            raise UserError(
+                f"--calibrate holds pictures of --data, {options.data}; fit on others than those to judge by"
+            )
     if options.epochs and not options.config:
         raise UserError("--epochs needs a recipe to train by; give one with -c")
     folder, digest = Path(options.output), sha256(network.path)

@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
-from . import benchmark, export, prune, run_state, zoo
+from . import benchmark, export, prune, run_folder, run_state, zoo
 from .engines import bfloat16_is_fast, int8_is_fast
 from .errors import UserError
 from .evaluate import evaluate
@@ -192,12 +192,14 @@ def _size(form: Form, network: Union[Trained, Exported]) -> dict[str, Any]:
 def trained_on(recipe: Recipe, epochs: int) -> Callable[[Path, str, bool, Path], Path]:
     """Return what trains a pruned network on: a recipe's data and augmentation, a tenth of its rate, falling to 0.
 
-    A run that is there already is taken as it is, and one that was cut off goes on; one of other settings is replaced.
+    A run that is there already is taken as it is, and one that was cut off goes on; a run of other settings or pictures
+    is replaced.
     """
 
     def train(path: Path, name: str, keep_zeros: bool, folder: Path) -> Path:
         from .finetune import finetune
 
+        average = None if keep_zeros and recipe.train.amp == "O2" else recipe.train.ema  # see ``Recipe``
         tuned = dataclasses.replace(
             recipe,
             model=dataclasses.replace(recipe.model, name=name, weights=str(path)),
@@ -206,16 +208,32 @@ def trained_on(recipe: Recipe, epochs: int) -> Callable[[Path, str, bool, Path],
             finetune=Finetune(keep_zeros=keep_zeros),
             distill=None,
             train=dataclasses.replace(
-                recipe.train, epochs=epochs, phases=(), batch_size=recipe.phases()[-1].batch_size, histograms=0
+                recipe.train,
+                epochs=epochs,
+                phases=(),
+                batch_size=recipe.phases()[-1].batch_size,
+                ema=average,
+                histograms=0,
             ),
         )
-        there = folder / "recipe.yaml"
-        same = there.exists() and load(there).to_dict() == tuned.to_dict()
+        same = _is_run_of(folder, tuned)
         if not (same and (folder / "result.json").exists()):
             finetune(tuned, folder, resume=same, overwrite=True)
         return folder / "last.pdparams"
 
     return train
+
+
+def _is_run_of(folder: Path, recipe: Recipe) -> bool:
+    """Tell whether ``folder`` holds a run of this recipe on the pictures that are there now."""
+    from .finetune import open_data
+
+    try:
+        before = load(folder / "recipe.yaml")
+        pictures = (folder / "pictures.csv").read_text("utf-8", "surrogateescape")
+    except (OSError, ValueError):
+        return False
+    return not run_folder.changed_settings(before, recipe) and pictures == run_folder.listing(*open_data(recipe))
 
 
 def _step(form: Form, batch: int) -> Callable[[], np.ndarray]:

@@ -272,15 +272,18 @@ def _compare(recipe: Recipe, weights: Path, found: card.Card) -> None:
     """Say where the network that weights were trained in is another one by its card than that of the recipe.
 
     Raises:
-        UserError: its activation is; the shapes are equal then, and nothing else would tell.
+        UserError: its activation is, which the shapes do not tell; or the card makes no sense.
     """
-    theirs, ours = zoo.variant(found.model), zoo.variant(recipe.model.name)
+    try:
+        theirs, before = zoo.variant(found.model), zoo.input_spec(found.model, **found.input)
+    except UserError as error:
+        raise UserError(f"the card of {weights}: {error}") from error
+    ours, now = zoo.variant(recipe.model.name), recipe.input_spec()
     if theirs.act != ours.act:
         raise UserError(
             f"{weights} is a {found.model} by its card, with {theirs.act}; {recipe.model.name} has {ours.act}. "
             f"Set model.name={found.model}"
         )
-    before, now = zoo.input_spec(found.model, **found.input), recipe.input_spec()
     for key in ("mean", "std"):
         was, wanted = list(getattr(before, key)), list(getattr(now, key))
         if was != wanted:

@@ -11,8 +11,8 @@ def check_gpu() -> None:
     """Add two numbers on the GPU, where Paddle has taken one, and look at the sum.
 
     A Paddle for GPUs holds machine code for the generations of its time: ``paddlepaddle-gpu`` 2.6.2 that of compute
-    capability 6.1 to 8.6. On a later GPU it warns and goes on; its kernels do not run, and what lay in memory before
-    is taken for their result.
+    capability 6.1 to 8.6, which 8.9 runs as well. On a later GPU it warns and goes on; its kernels do not run, and what
+    lay in memory before is taken for their result.
 
     Raises:
         UserError: the sum is wrong, or a library is missing that Paddle computes with.

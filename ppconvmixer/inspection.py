@@ -333,8 +333,12 @@ def _add_design_space(aspects: Any) -> None:
     command.add_argument("--rounds", type=natural, default=5, metavar="N", help="samples of every speed; 0 times none")
     add_recipe(command, required=False)
     command.add_argument("--budget", type=positive, metavar="EPOCHS", help="train the candidates, so long in all")
-    command.add_argument("--eta", type=int, choices=(2, 3, 4), help="keep one of so many (default: 2)")
-    command.add_argument("--finalists", type=positive, metavar="N", help="as long as N are left (default: 3)")
+    command.add_argument(
+        "--eta", type=int, choices=(2, 3, 4), help=f"keep one of so many (default: {_TRAINING['eta']})"
+    )
+    command.add_argument(
+        "--finalists", type=positive, metavar="N", help=f"until N are left (default: {_TRAINING['finalists']})"
+    )
     command.add_argument(
         "--runs", metavar="DIR",
         help="folder of the runs; what is there is not repeated, and what was begun goes on "
@@ -342,7 +346,7 @@ def _add_design_space(aspects: Any) -> None:
     )  # fmt: skip
     command.add_argument(
         "--tolerance", type=float, metavar="POINTS",
-        help="accuracy that the light recommendation may lose (default: 5)",
+        help=f"accuracy that the light recommendation may lose (default: {_TRAINING['tolerance']:g})",
     )  # fmt: skip
     limits = command.add_mutually_exclusive_group()
     limits.add_argument("--limit-ms", type=float, metavar="MS", help="networks that take no longer for one picture")

@@ -214,10 +214,11 @@ def _regress(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
     for inputs, targets in parts:
         count, total, goal = count + len(inputs), total + inputs.sum(axis=0), goal + targets.sum(axis=0)
         square, product = square + inputs.T @ inputs, product + inputs.T @ targets
-    means, goal = total / count, goal / count
+    means, goal, energy = total / count, goal / count, np.mean(np.diag(square))
     square, product = square - np.outer(total, means), product - np.outer(total, goal)
-    ridge = RIDGE * np.mean(np.diag(square))
-    matrix = np.linalg.solve(square + (ridge if ridge > 0 else 1.0) * np.eye(len(square)), product)
+    variance = np.mean(np.diag(square))
+    ridge = RIDGE * variance if variance > 1e-12 * energy else 1.0  # what is left of equal inputs is rounding
+    matrix = np.linalg.solve(square + ridge * np.eye(len(square)), product)
     return matrix, goal - means @ matrix
 
 

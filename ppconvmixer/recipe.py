@@ -349,9 +349,10 @@ class Recipe:
         if finetune.unfreeze and finetune.unfreeze[0].epoch == 0 and finetune.unfreeze[0].stem:
             raise UserError("finetune.freeze has no effect, as all is freed from epoch 0 on; leave it out")
         if finetune.freeze and not finetune.unfreeze:
-            idle = {"model.drop_path": self.model.drop_path > 0, "finetune.layer_decay": finetune.layer_decay < 1}
-            for key in (key for key, given in idle.items() if given):
-                raise UserError(f"{key} has no effect where the head alone is trained; leave it out")
+            given = {"model.drop_path": self.model.drop_path > 0, "finetune.layer_decay": finetune.layer_decay < 1}
+            idle = [key for key, is_given in given.items() if is_given]
+            if idle:
+                raise UserError(f"{idle[0]} has no effect where the head alone is trained; leave it out")
 
     def _check_distill(self) -> None:
         distill = self.distill

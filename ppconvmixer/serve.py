@@ -62,7 +62,7 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
 
     @app.exception_handler(Refusal)
     async def refuse(_: fastapi.Request, refusal: Refusal) -> fastapi.responses.JSONResponse:
-        headers = {"Retry-After": "1"} if refusal.status == 503 else None
+        headers = {408: {"Connection": "close"}, 503: {"Retry-After": "1"}}.get(refusal.status)
         return fastapi.responses.JSONResponse({"error": str(refusal)}, refusal.status, headers)
 
     @app.get("/health")

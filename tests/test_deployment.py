@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,20 +65,23 @@ def test_what_is_smaller_is_said_to_be(report):
             assert forms[name]["sparsity"] == pytest.approx(share / 100, abs=1e-3)
 
 
-def test_training_on_is_not_repeated(report, reported):
+def test_training_on_is_not_repeated(report, reported, tmp_path):
     (folder,) = reported.glob("forms-*")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/last.pdparams")}
     assert len(before) == sum(form["tuned"] for form in report["forms"]) == 3
 
-    def train(epochs, path):
-        made = recipe.load(path.parent / "recipe.yaml")
+    def train(epochs, run):
+        made = recipe.load(run / "recipe.yaml")
         how = deployment.trained_on(recipe.load(reported / "recipe.yaml"), epochs)
-        return how(Path(made.model.weights), made.model.name, made.finetune.keep_zeros, path.parent)
+        return how(Path(made.model.weights), made.model.name, made.finetune.keep_zeros, run)
 
     for path in before:
-        assert train(1, path) == path and path.stat().st_mtime_ns == before[path]
-    assert train(2, path) == path and path.stat().st_mtime_ns != before[path]  # other settings, another run
-    assert json.loads((path.parent / "result.json").read_text())["epochs"] == 2
+        assert train(1, path.parent) == path and path.stat().st_mtime_ns == before[path]
+    other = shutil.copytree(path.parent, tmp_path / "run")
+    train(2, other)
+    assert json.loads((other / "result.json").read_text())["epochs"] == 2  # of other settings: another run
+    (other / "pictures.csv").write_text("of other pictures")
+    assert not deployment._is_run_of(other, recipe.load(other / "recipe.yaml"))
 
 
 def test_a_checkpoint_without_a_card_is_known_by_the_name_given(tiny_weights, tmp_path):
@@ -98,7 +102,15 @@ def test_narrow_forms_have_whole_vectors_and_each_width_once(monkeypatch, tmp_pa
 
 
 def test_no_other_report_is_replaced(tmp_path, tiny_weights, class_folders, capsys):
-    command = ("report", "--weights", tiny_weights, "--data", class_folders / "val", "--calibrate", class_folders)
+    command = (
+        "report",
+        "--weights",
+        tiny_weights,
+        "--data",
+        class_folders / "val",
+        "--calibrate",
+        class_folders / "train",
+    )
     (tmp_path / "report.html").write_text("of a training run")
     assert "reports on something else" in refused(capsys, *command, "--output", tmp_path)
     (tmp_path / "report.json").write_text('{"weights": {"sha256": "0"}}')
@@ -130,11 +142,22 @@ def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     data = ("--data", class_folders / "val")
     assert "--calibrate is missing" in refused(capsys, *good, *data)
     assert "leave --data and --calibrate out" in refused(capsys, *good, "-c", "digits", *data)
-    assert "--epochs needs a recipe" in refused(capsys, *good, *data, "--calibrate", class_folders, "--epochs", 1)
+    assert "--epochs needs a recipe" in refused(
+        capsys, *good, *data, "--calibrate", class_folders / "train", "--epochs", 1
+    )
     assert "--data is missing" in refused(capsys, *good, "--calibrate", class_folders)
-    assert "give other pictures" in refused(capsys, *good, *data, "--calibrate", class_folders / "val")
+    assert "fit on others" in refused(capsys, *good, *data, "--calibrate", class_folders)
     (tmp_path / "file").write_text("")
-    into = ("report", "--weights", tiny_weights, *data, "--calibrate", class_folders, "--output", tmp_path / "file/x")
+    into = (
+        "report",
+        "--weights",
+        tiny_weights,
+        *data,
+        "--calibrate",
+        class_folders / "train",
+        "--output",
+        tmp_path / "file/x",
+    )
     assert "cannot write to" in refused(capsys, *into)
     assert not (tmp_path / "out").exists()
 

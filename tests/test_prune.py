@@ -76,7 +76,7 @@ def test_how_many_pictures_are_taken_at_once_changes_nothing(monkeypatch):
         monkeypatch.setattr(prune, "PART", part)
         found.append(logits(prune.narrow(model, 12, images(30)), images(8)))
     for each in found[:2]:
-        np.testing.assert_allclose(each, found[2], rtol=0, atol=1e-5 * np.abs(found[2]).max())
+        np.testing.assert_allclose(each, found[2], rtol=0, atol=1e-4 * np.abs(found[2]).max())
 
 
 def test_pictures_that_are_all_the_same_tell_no_channels_apart():

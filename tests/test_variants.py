@@ -23,7 +23,16 @@ from ppconvmixer import (
 from ppconvmixer.engines import Dygraph
 from ppconvmixer.evaluate import evaluate
 from ppconvmixer.finetune import open_data
-from ppconvmixer.insight import complexity, examination, features, gradcam, kernels, receptive_field, robustness
+from ppconvmixer.insight import (
+    complexity,
+    diversity,
+    examination,
+    features,
+    gradcam,
+    kernels,
+    receptive_field,
+    robustness,
+)
 from ppconvmixer.loader import Samples, TrainBatches
 from ppconvmixer.onnx_file import to_onnx
 from ppconvmixer.ops import mixer, rewrite
@@ -242,6 +251,7 @@ def test_what_knows_convmixer_alone_refuses_a_variant(settings):
         kernels.describe,
         receptive_field.theoretical,
         lambda model: receptive_field.gradients(model, images()),
+        lambda model: diversity.describe(model, images()),
         lambda model: robustness.of_convmixer("variant", model),
         lambda model: examination.examine(model, None, None, 0),
     ):

@@ -45,11 +45,11 @@ more of the error comes from not generalising than twice over from not fitting."
 UNFIT = 0.2
 """Share of the training pictures that a network that fits them may tell wrong."""
 FLAT = 0.01
-"""Share of the loss that the last sixth of a run takes off the sixth before; 20 such sixths would not halve it."""
+"""Share of the loss that the last 15 % of a run take off the 15 % before; 60 such steps would not halve it."""
 SOLVED = 0.1
 """Loss, by that of a network that knows nothing, below which a flat curve is not a plateau but the end."""
 RATE_LEFT = 0.3
-"""Learning rate in the last third, by the largest: below, a curve is flat because the schedule let it settle."""
+"""Learning rate in the last 30 % of a run, by the largest: below, a curve is flat as the schedule let it settle."""
 LITTLE = 0.5
 """Share of its first loss that a run loses which has barely begun."""
 UNMOVED = 0.05
@@ -145,8 +145,8 @@ def plateau(run: Evidence) -> Optional[Finding]:
     if (before - last) / before >= FLAT or last < SOLVED * _ignorant(run) or share < RATE_LEFT:
         return None
     lines = (
-        f"the training loss is {last:.3g} over the last sixth of the run, {before:.3g} over the sixth before",
-        f"the learning rate is still at {share:.0%} of its largest there",
+        f"the training loss is {last:.3g} over the last 15 % of the run, {before:.3g} over the 15 % before",
+        f"the learning rate is still at {share:.0%} of its largest in the last 30 %",
     )
     advice = [
         Advice("let the learning rate fall, so that the weights settle", remedies.falling(run)),
@@ -548,6 +548,8 @@ def _step_size(run: Evidence) -> Optional[float]:
 def _fit(run: Evidence) -> tuple[float, float]:
     """Return the accuracy on training pictures in the best epoch, and how much less it is on the validation part."""
     told = run.evaluations
+    if not np.isfinite(told.top1[told.best]):
+        raise NotJudged("the accuracy on the validation part is no number")
     train = float(run.examination.top1 if run.examination else told.train_top1[told.best])
     return train, train - float(told.top1[told.best])
 

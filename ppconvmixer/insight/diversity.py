@@ -111,8 +111,9 @@ def describe(model: ConvMixer, images: np.ndarray) -> dict[str, Any]:
         least, evenly spaced over the maps of all pictures; ``compared`` says how many.
 
     Raises:
-        UserError: a map holds what is no number.
+        UserError: a map holds what is no number, or the network is a variant of ConvMixer.
     """
+    maps.check_plain(model)
     features, alike, added = _look(model, images)
     layers = []
     for name, part in features.items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from .. import card, checkpoint, per_class, recipe, records, report, run_folder
-from ..errors import UserError, printable, said
+from ..errors import UserError, brief, printable, said
 from ..recipe import Recipe
 from ..records import Records
 from ..run_state import merit
@@ -22,6 +22,7 @@ from ..run_state import merit
 if TYPE_CHECKING:
     from .examination import Examination
 
+MAX_CLASSES = 1 << 20  # a larger label is a damaged one
 TOP1 = "top1", "acc", "acc_top1"
 """What the accuracy is called in records: by us, and by ``paddle.callbacks.VisualDL`` for one k and for several."""
 
@@ -199,7 +200,7 @@ def _written(folder: Optional[Path], found: Records, gaps: dict[str, str]) -> di
         gaps["counts"] = "there are records only, no pictures.csv"
         return known
     broken = folder / run_folder.NOT_FINITE
-    known["not_finite"] = tuple(broken.read_text("utf-8").splitlines()) if broken.is_file() else ()
+    known["not_finite"] = tuple(broken.read_text("utf-8", "replace").splitlines()) if broken.is_file() else ()
     if known["not_finite"]:
         known["losses"] = _array(found, records.STEPS)
     try:
@@ -237,6 +238,8 @@ def _counts(file: Path) -> np.ndarray:
                 raise ValueError(f"line {rows.line_num} is not of the form part,label,path")
             if row[0] == "train":
                 labels.append(int(row[1]))
+                if not 0 <= labels[-1] < MAX_CLASSES:
+                    raise ValueError(f"line {rows.line_num} has the label {brief(row[1])}")
     if not labels:
         raise ValueError("it lists no training pictures")
     return np.bincount(labels)

@@ -38,8 +38,8 @@ def check_plain(model: ConvMixer) -> None:
     """
     if not model.plain:
         raise UserError(
-            "kernels, receptive fields, robustness and batch norms are looked at in ConvMixer itself, not in its "
-            "variants; insight.features, insight.gradcam and insight.complexity.count take these too"
+            "kernels, receptive fields, mixing, robustness and batch norms are looked at in ConvMixer itself, not in "
+            "its variants; insight.features, insight.gradcam and insight.complexity.count take these too"
         )
 
 

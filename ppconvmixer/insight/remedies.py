@@ -34,7 +34,9 @@ def other_start(run: Evidence) -> tuple[Advice, ...]:
     """Advise what to look at where the first loss is no number: no step had been taken, so none was too large."""
     begun, taught = (run.recipe.model.weights, run.recipe.distill) if run.recipe else (None, None)
     advice = [Advice("begin without the checkpoint, whose weights may be no numbers", ("model.weights=null",))]
-    where = "the teacher's weights and these pictures" if taught else "these pictures"
+    where = " and ".join(
+        [*(["the checkpoint"] if begun else []), *(["the teacher's"] if taught else []), "these pictures"]
+    )
     return (*(advice if begun else ()), Advice(f"no step was taken, so no learning rate is to blame: look at {where}"))
 
 
