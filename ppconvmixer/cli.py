@@ -36,6 +36,7 @@ from .arguments import (
     share,
 )
 from .errors import UserError, brief, printable, said, unknown
+from .exported import is_graph
 from .files import atomic_write, read_text, sha256, table_path, write_text
 
 logger = logging.getLogger("ppconvmixer")
@@ -285,9 +286,12 @@ def _eval(options: argparse.Namespace) -> None:
     metrics = found.metrics()
     if distributed.RANK:
         return
+    weights = {"path": str(network.path), "sha256": sha256(network.path)}
+    if is_graph(options.model):  # a program may be the same for any weights, which have a file of their own
+        weights["checkpoint"] = network.checkpoint
     result = {
         "model": network.name,
-        "weights": {"path": str(network.path), "sha256": sha256(network.path)},
+        "weights": weights,
         "engine": engine.name,
         **metrics,
         "backend": options.backend,

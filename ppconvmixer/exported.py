@@ -19,6 +19,8 @@ from .onnx_file import METADATA
 class Exported:
     """A static graph in a file, with what its card says; ``engine`` runs it.
 
+    ``checkpoint`` is the SHA-256 of the checkpoint it was made of.
+
     Args:
         path: a file of ``engines.GRAPHS``.
         classes: file with the names of the classes; None takes the card's.
@@ -40,6 +42,7 @@ class Exported:
                 raise ValueError("a fact is of the wrong kind")
             self.name = zoo.canonical(found.model or "")
             self.input = zoo.input_spec(self.name, **found.input)
+            self.checkpoint = found.sha256
         except (UserError, ValueError, KeyError, RecursionError) as error:
             raise UserError(f"the card in {path} makes no sense: {said(error)}; export the network anew") from error
         self.classes = read_classes(classes) if classes else found.classes

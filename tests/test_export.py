@@ -70,6 +70,7 @@ def test_the_card_travels_with_the_file(form, tmp_path, tiny_weights):
     target = tmp_path / f"made{SUFFIX[form]}"
     run("export", "--weights", tiny_weights, "--format", form, "--pixels", target)
     found = Exported(target)
+    assert found.checkpoint == sha256(tiny_weights)
     assert (found.name, found.classes, found.num_classes, found.pixels) == (
         *("convmixer_tiny", ("cat", "dog", "owl")),
         *(3, True),
