@@ -398,6 +398,7 @@ def versions() -> dict[str, str]:
         "pillow",
         "opencv-python",
         "onnxruntime",
+        "onnxruntime-gpu",
         "openvino",
         "torch",
     ):

@@ -81,7 +81,7 @@ class Inference:
 
 
 class OnnxRuntime:
-    """ONNX Runtime, on the CPU; it runs a ``.onnx`` file."""
+    """ONNX Runtime, on the CPU, or with the package onnxruntime-gpu on a GPU; it runs a ``.onnx`` file."""
 
     name = package = "onnxruntime"
 
@@ -90,7 +90,12 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()
         self.num_classes = num_classes
-        self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
+                onnxruntime.preload_dlls()  # CUDA's libraries, where they are packages of Python
+            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # whose products have 11 bits
+        self.session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return float32 (N, classes) for whatever images the graph takes."""
