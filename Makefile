@@ -1,4 +1,4 @@
-# Both targets make the environment first; everything stays below this folder.
+# The targets make the environment first; everything stays below this folder.
 PYTHON ?= python3
 VENV ?= .venv
 # paddlepaddle-gpu and paddlepaddle both provide `paddle`; install exactly one. Override with PADDLE=cpu or PADDLE=gpu.

@@ -30,7 +30,7 @@ setup(
     entry_points={"console_scripts": ["ppconvmixer = ppconvmixer.cli:main"]},
     install_requires=[
         "filelock>=3.12",
-        "matplotlib>=3.6",  # `inspect schedule`; VisualDL needs it anyway
+        "matplotlib>=3.6",  # pictures of `inspect`, `report` and `benchmark`; VisualDL needs it anyway
         "numpy>=1.24,<2.4",  # Paddle 3.3 cannot turn tensors of shape [1] into numbers under NumPy 2.4
         "opencv-python>=4.8",
         "pillow>=9.4",

@@ -150,7 +150,7 @@ def beside(target: Path) -> Iterator[Path]:
 
 
 def verify(graph: Exported, model: ConvMixer, sizes: list[int]) -> Verified:
-    """Compare what every engine makes of ``graph`` with ``model``, on photographs, one by one and together.
+    """Compare what every engine makes of ``graph`` with ``model``, on photographs: all together, and the first one alone.
 
     Returns:
         The worst of them.

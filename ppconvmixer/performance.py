@@ -114,7 +114,7 @@ AXES = {
 
 def _scaling(points: Sequence[dict[str, Any]], picture: Optional[str]) -> list[str]:
     lines = [
-        f"Inference of {points[0]['model']}, one thing varied at a time, all else as in the middle of the other rows.",
+        f"Inference of {points[0]['model']}, one thing varied at a time.",
         "",
     ]
     if picture:

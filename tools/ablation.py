@@ -1,4 +1,4 @@
-"""What each part of a recipe is worth: train with and without it, and print the tables of docs/recipes.md.
+"""What each part of a recipe is worth: train with and without it, and print the tables, as docs/recipes.md shows them.
 
     python tools/ablation.py --data cifar10.tar --runs runs/ablation
 
