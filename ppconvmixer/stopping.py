@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -44,8 +45,9 @@ class StopWish:
             raise Stopped(number)
 
     def _hear(self, number: int, _: Optional[FrameType]) -> None:
-        if self.signal is None:
-            os.write(2, b"\nstopping after this step\n")  # logging could be under way, and is not reentrant
-        self.signal = number
+        first, self.signal = self.signal is None, number
+        if first:
+            with contextlib.suppress(OSError):  # `2>&1 | tee log`: Ctrl-C ends tee as well
+                os.write(2, b"\nstopping after this step\n")  # logging could be under way, and is not reentrant
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._before[signal.SIGINT])
