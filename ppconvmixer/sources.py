@@ -7,6 +7,7 @@ import gzip
 import lzma
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Optional, Union
 
@@ -31,8 +32,13 @@ class Folder:
         return str(self.root)
 
     def names(self) -> list[str]:
-        """Return every file, sorted."""
-        return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
+        """Return every file, sorted; folders that are links are gone into, but never into themselves.
+
+        Raises:
+            UserError: a folder cannot be read.
+        """
+        start = len(os.path.join(self.root, ""))
+        return sorted(path[start:].replace(os.sep, "/") for path in _files(str(self.root), frozenset()))
 
     def find(self, name: str) -> Optional[str]:
         """Return the name of an existing file, or None.
@@ -57,6 +63,22 @@ class Folder:
         if not path.startswith(os.path.join(root, "")):
             raise UserError(f"{shown(name)} leads out of the folder {self.root}, and is not read")
         return Path(path)
+
+
+def _files(folder: str, above: frozenset[str]) -> Iterator[str]:
+    """Yield the files below ``folder``; ``above`` are the real paths of the folders it lies in."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files(entry.path, above | {real})
+        elif entry.is_file():
+            yield entry.path
 
 
 class Tar:

@@ -250,3 +250,22 @@ def test_class_names_from_a_file(tmp_path):
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         datasets.read_classes(tmp_path / "c.txt")
+
+
+def test_folders_that_are_links_are_gone_into_once(tmp_path):
+    for name in ("pictures/cat/a.png", "elsewhere/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "pictures/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pictures/cat/up").symlink_to(tmp_path / "pictures")
+    (tmp_path / "pictures/gone.png").symlink_to(tmp_path / "nothing")
+    assert sources.Folder(tmp_path / "pictures").names() == ["cat/a.png", "dog/b.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def denied(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(sources.os, "scandir", denied)
+    with pytest.raises(UserError, match=f"cannot read the folder {tmp_path}: Permission denied"):
+        sources.Folder(tmp_path).names()
