@@ -283,7 +283,8 @@ class Save(paddle.callbacks.Callback):
         for network in filter(None, (self.model.network, self.model.average)):
             distributed.average_statistics(network)
         if not distributed.RANK:
-            run_state.save(self.folder, self.model, self.state, {**self.facts, "curves": self.curves.flush()})
+            facts = {key: value for key, value in self.facts.items() if key != "card"}  # long, and made anew
+            run_state.save(self.folder, self.model, self.state, {**facts, "curves": self.curves.flush()})
         self.saved = time.monotonic()
 
 

@@ -150,7 +150,7 @@ def beside(target: Path) -> Iterator[Path]:
 
 
 def verify(graph: Exported, model: ConvMixer, sizes: list[int]) -> Verified:
-    """Compare what every engine makes of ``graph`` with ``model``, on photographs: all together, and the first one alone.
+    """Compare what every engine makes of ``graph`` with ``model``, on photographs: all together, and the first alone.
 
     Returns:
         The worst of them.

@@ -48,7 +48,10 @@ def open_data(recipe: Recipe) -> tuple[Pictures, Pictures]:
     train = part(data.train)
     if data.val is None:
         return datasets.hold_out(train, data.val_fraction, recipe.train.seed)
-    return train, part(data.val, train.classes)
+    val = part(data.val, train.classes)
+    if val.classes and not train.classes:
+        raise UserError(f"{data.val} has names of classes where {data.train} has numbers; give both the same")
+    return train, val
 
 
 def finetune(
@@ -77,6 +80,10 @@ def finetune(
         raise UserError(f"there is nothing to resume in {folder}; leave --resume out to start")
     train, val = open_data(recipe)
     num_classes = count_classes(train)
+    if num_classes < 2:
+        raise UserError(
+            f"all pictures in {recipe.data.path} are of one class; data.path must hold one folder a class, two or more"
+        )
     val.check_labels(num_classes)
     logger.info("%d pictures to train on, %d to evaluate on, %d classes", len(train), len(val), num_classes)
     pictures = run_folder.listing(train, val)
@@ -162,6 +169,8 @@ def _train(
     if distributed.WORLD > 1:
         logger.info("%d processes: %s", distributed.WORLD, _shared_step(recipe))
     state = run_state.restore(saved, model) if saved else run_state.RunState()
+    if saved:  # recipe and processes may have changed, see ``allow_changes``
+        _go_on_by(recipe, model, state, data.counts)
     data.epoch, data.skip = state.epochs, state.step
     if state.epochs and not state.step:
         c.export(folder, model, state, facts)  # the run may have been cut off just before it did
@@ -208,7 +217,7 @@ def _train(
     distributed.gather(None)  # rank 0 has written it
     result = {
         "model": recipe.model.name,
-        "weights": {"path": str(best), "sha256": sha256(best)},
+        "weights": {"path": str(best), "sha256": sha256(best) if best.exists() else None},  # it may be moved away
         "engine": "dygraph",
         **state.best_metrics,
         "ema": settings.ema,
@@ -221,13 +230,38 @@ def _train(
     return result
 
 
+def _go_on_by(recipe: Recipe, model: Any, state: run_state.RunState, counts: list[int]) -> None:
+    """Bring what was restored to where a run of this recipe would be; that of the same recipe is there already.
+
+    Args:
+        counts: steps of every epoch.
+    """
+    under_way = counts[state.epochs] if state.epochs < len(counts) else 0
+    model._optimizer._learning_rate.step(sum(counts[: state.epochs]) + min(state.step, under_way))
+    state.best = state.best_metrics.get(recipe.train.monitor)
+    if recipe.train.ema is None:
+        state.ema_metrics = {}
+
+
+class _Log(logging.FileHandler):
+    """A file that may fail to grow: a full disk must not hide what else there is to say of it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave the line out."""
+
+    def close(self) -> None:
+        """Close the file without what cannot be written any more."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def _logged(file: Path) -> Iterator[None]:
     """Copy what is said inside the block to ``file``, of the first process only."""
     if distributed.RANK:
         yield
         return
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _Log(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     level = logger.level

@@ -384,6 +384,8 @@ class Recipe:
         for key in idle.get(data.dataset, ()):
             if getattr(data, key) is not None:
                 raise UserError(f"data.{key} has no effect on the data set {data.dataset}; leave it out")
+        if data.dataset == "folder" and data.val is not None and data.train is None:
+            raise UserError("data.train is missing: the folder of data.path as a whole would hold data.val as well")
         if data.dataset != "cifar10" and (data.val is None) == (data.val_fraction is None):
             raise UserError("give either data.val or data.val_fraction, so that it is clear what the run is judged by")
 

@@ -51,8 +51,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=_LOCK_SECONDS)
     except filelock.Timeout as error:
         raise UserError(f"another process is training into {folder}; choose another --output") from error
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    except (OSError, NotImplementedError) as error:  # the latter where the file system knows no locks
+        raise UserError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
     try:
         yield
     finally:

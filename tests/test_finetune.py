@@ -379,3 +379,34 @@ def test_contact_sheet(class_folders):
     first = eval_crop(spec)(Image.open(class_folders / train.names[0]).convert("RGB"))
     np.testing.assert_array_equal(sheet[:32, :32], first)
     assert (sheet[3 * 32 :] == 255).all()  # 24 pictures fill three rows
+
+
+def test_pictures_of_one_class_are_refused(class_folders, tmp_path):
+    """As where data.path is one folder too high: everything in train is of the class "train"."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/all").symlink_to(class_folders / "train/cat")
+    ours = ["data.dataset=folder", f"data.path={tmp_path / 'pictures'}", "data.val_fraction=0.5"]
+    with pytest.raises(UserError, match="are of one class; data.path must hold one folder a class"):
+        finetune.finetune(recipe.load("digits", ours), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tables_of_numbers_and_of_names_do_not_go_together(class_folders, tmp_path):
+    for part, labels in (("train", ("0", "1")), ("val", ("0.0", "1.0"))):
+        rows = [f"{part}/{name}/{name} 0.png,{label}\n" for name, label in zip(("cat", "dog"), labels)]
+        (tmp_path / f"{part}.csv").write_text("path,label\n" + "".join(rows))
+    ours = ["data.dataset=csv", f"data.path={class_folders}", "data.val_fraction=null"]
+    ours += [f"data.{part}={tmp_path / part}.csv" for part in ("train", "val")]
+    with pytest.raises(UserError, match=r"val.csv has names of classes where .*train.csv has numbers"):
+        finetune.open_data(recipe.load("digits", ours))
+
+
+def test_a_log_that_cannot_grow_hides_nothing(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with finetune._logged(tmp_path / "log.txt"):
+        (handler,) = (h for h in finetune.logger.handlers if isinstance(h, finetune._Log))
+        monkeypatch.setattr(handler, "flush", full)
+        finetune.logger.warning("a line")
+    assert "Traceback" not in capsys.readouterr().err

@@ -135,6 +135,13 @@ def test_layers_thaw_from_the_head_down(phases, message):
         recipe.load("digits", [*frozen, f"finetune.unfreeze=[{phases}]"])
 
 
+def test_validation_pictures_never_lie_in_the_training_part():
+    folder = ["data.dataset=folder", "data.path=x", "data.val=val", "data.val_fraction=null"]
+    with pytest.raises(UserError, match="data.train is missing"):
+        recipe.load("digits", folder)
+    assert recipe.load("digits", [*folder, "data.train=train"]).data.val == "val"
+
+
 @pytest.mark.parametrize("idle", ["model.drop_path=0.1", "finetune.layer_decay=0.5"])
 def test_what_only_blocks_feel_is_refused_where_the_head_alone_is_trained(idle):
     frozen = ["model.weights=x.pdparams", "finetune.freeze=true", idle]

@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT
 
 from ppconvmixer import UserError, callbacks, checkpoint, finetune, recipe, run_state
-from ppconvmixer.stopping import Stopped
+from ppconvmixer.optim import lr_factor
+from ppconvmixer.stopping import Stopped, StopWish
 from ppconvmixer.trainer import Trainer
 
 
@@ -327,6 +328,19 @@ def test_a_changed_recipe_is_refused_with_the_difference_unless_told_otherwise(s
     train(changed, run, resume=True)  # from now on this is the recipe
 
 
+def test_a_changed_batch_leaves_the_schedule_in_its_place(class_folders, tmp_path):
+    overrides = settings(class_folders, "train.batch_size=4", "schedule.name=cosine", "train.monitor=top1")
+    train([*overrides, "train.epochs=1"], tmp_path)
+    changed = [*overrides, "train.epochs=2", "train.batch_size=8", "train.monitor=loss"]
+    result = train(changed, tmp_path, resume=True, allow_changes=True)
+    rates = [rate for _, rate in curves(tmp_path)["train/learning_rate"]]
+    schedule, counts = recipe.load("digits", changed).schedule, [3, 3]
+    assert len(rates) == 6 + 3  # 24 pictures, by 4 and by 8
+    np.testing.assert_allclose(rates[6:], [0.02 * lr_factor(schedule, step, counts) for step in (3, 4, 5)], rtol=1e-6)
+    losses = [loss for _, loss in curves(tmp_path)["eval/loss"]]
+    assert result["best_epoch"] == 1 + int(np.argmin(losses))  # by the new figure
+
+
 def test_changed_pictures_are_refused_with_the_difference_unless_told_otherwise(class_folders, tmp_path):
     import shutil
 
@@ -482,8 +496,6 @@ def test_a_full_disk_ends_the_run_and_leaves_the_state_before(whole, tmp_path):
 
 
 def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
-    from ppconvmixer.stopping import StopWish
-
     with StopWish() as wish:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -499,8 +511,6 @@ def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
 
 
 def test_a_signal_that_comes_while_the_loop_looks_is_not_lost(tmp_path, monkeypatch):
-    from ppconvmixer.stopping import StopWish
-
     wish = StopWish()
 
     def gather(value):
@@ -512,3 +522,15 @@ def test_a_signal_that_comes_while_the_loop_looks_is_not_lost(tmp_path, monkeypa
     save.on_train_batch_end(0)
     with pytest.raises(Stopped):
         save.on_train_batch_end(1)
+
+
+def test_a_wish_to_stop_is_heard_where_nobody_reads_what_is_said(monkeypatch):
+    """As with `2>&1 | tee log`, where Ctrl-C ends tee first."""
+
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", broken)
+    wish = StopWish()
+    wish._hear(signal.SIGTERM, None)
+    assert wish.signal == signal.SIGTERM
