@@ -113,7 +113,7 @@ def evaluate(
     gathered = distributed.gather((parts, skipped, time.monotonic() - started))
     skipped = sorted(i for _, part, _ in gathered for i in part)
     if skipped and not skip_broken:
-        raise broken(sizes[max(sizes)], workers, limit)  # what is too large at one size is at the largest
+        raise broken(sizes[max(sizes)], workers, limit, skipped)  # what is too large at one size is at the largest
     parts = [part for shard, _, _ in gathered for part in shard]
     if not parts:
         raise UserError(f"none of the {len(order)} pictures can be read; there is nothing to evaluate")

@@ -13,9 +13,8 @@ import mmap
 import multiprocessing
 import os
 import signal
-import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Optional
 
@@ -28,6 +27,7 @@ from .errors import UserError
 from .mixing import PAIR, Mixing
 from .transforms import Picture, Transform, decode, eval_transform
 
+_TICK = 0.2  # seconds
 SECONDS_A_SAMPLE = 60.0  # no picture takes so long; a worker that does not get on hangs (a dead network disk, say)
 SLOTS = 2  # batches every worker makes ahead
 KEPT_BYTES = 256 << 20  # of decoded pixels; CIFAR-10's training part takes 147 MiB, in each process of several
@@ -238,11 +238,13 @@ class _Worker:
         Raises:
             UserError: the process died or hangs.
         """
-        begun, since = self.at[1], time.monotonic()
-        while not wait([self.connection, self.process.sentinel], timeout=0.2):
+        begun, waited = self.at[1], 0.0  # not by a clock: that goes on where all of us are stopped, by Ctrl-Z, say
+        while not wait([self.connection, self.process.sentinel], timeout=_TICK):
             if self.at[1] != begun:
-                begun, since = self.at[1], time.monotonic()
-            elif time.monotonic() - since > SECONDS_A_SAMPLE:
+                begun, waited = self.at[1], 0.0
+                continue
+            waited += _TICK
+            if waited > SECONDS_A_SAMPLE:
                 raise UserError(f"reading {self._name()} took more than {SECONDS_A_SAMPLE:g} s; is its disk reachable?")
         try:
             self.connection.recv()
@@ -335,7 +337,7 @@ class TrainBatches:
         epoch, first, self.epoch, self.skip = self.epoch, self.skip, self.epoch + 1, 0
         for number, batch in enumerate(batches(self.samples, mine, self.batch_size, self.workers, epoch), first):
             if not batch.readable.all():
-                raise broken(self.samples, self.workers)
+                raise broken(self.samples, self.workers, seen=batch.indices[~batch.readable])
             self.current = batch.indices
             targets = batch.labels
             if self.mixing:
@@ -367,14 +369,16 @@ def some(samples: Samples, count: int) -> np.ndarray:
     return images
 
 
-def broken(samples: Samples, workers: int, limit: int = 0) -> UserError:
+def broken(samples: Samples, workers: int, limit: int = 0, seen: Iterable[int] = ()) -> UserError:
     """Read every picture and return the error that names all that are broken.
 
     Args:
         limit: look at the first so many only; 0 looks at all.
+        seen: what could not be read before, and perhaps can be now.
     """
     order = range(min(limit or len(samples), len(samples)))
-    found = [i for batch in batches(samples, order, 64, workers) for i in batch.indices[~batch.readable]]
+    again = (i for batch in batches(samples, order, 64, workers) for i in batch.indices[~batch.readable])
+    found = sorted({*map(int, again), *map(int, seen)})
     return UserError(f"{len(found)} of {len(order)} pictures cannot be read:\n" + "\n".join(reasons(samples, found)))
 
 

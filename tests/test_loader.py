@@ -198,6 +198,20 @@ def test_a_worker_that_dies_is_an_error_with_the_picture(pictures, index, deed, 
     assert not multiprocessing.active_children()
 
 
+def test_a_picture_that_could_not_be_read_for_once_is_named(pictures):
+    done = []
+
+    def once():
+        if not done:
+            done.append(1)
+            raise OSError("the disk was away")
+
+    with pytest.raises(UserError, match="1 of 24 pictures cannot be read:\n  .*before, but can be now") as error:
+        samples = dataclasses.replace(pictures, fetch=Spoilt(pictures, 7, once))
+        list(TrainBatches(Samples(samples, eval_transform(SPEC), 16, seed=0), 24, 0))
+    assert pictures.names[7] in str(error.value)
+
+
 def test_a_slow_picture_is_waited_for(pictures, monkeypatch):
     monkeypatch.setattr(loader, "SECONDS_A_SAMPLE", 1.0)
     samples = spoilt(pictures, 3, lambda: time.sleep(0.6))

@@ -495,7 +495,9 @@ def test_a_full_disk_ends_the_run_and_leaves_the_state_before(whole, tmp_path):
         subprocess.run(["umount", run], check=True)
 
 
-def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
+def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is begun in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with StopWish() as wish:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
