@@ -326,13 +326,9 @@ def to_static(layer: Any, prefix: Path, shape: list[Optional[int]], dtype: str) 
     """Write a layer's static graph, for inference, to the files ``prefix`` with Paddle's suffixes."""
     import paddle
 
-    training = layer.training
+    layer = copy.deepcopy(layer)  # Paddle 2.6 leaves code for graphs in it, which does not always run without one
     layer.eval()
-    try:
-        paddle.jit.save(layer, str(prefix), input_spec=[paddle.static.InputSpec(shape, dtype, "images")])
-    finally:
-        if training:
-            layer.train()
+    paddle.jit.save(layer, str(prefix), input_spec=[paddle.static.InputSpec(shape, dtype, "images")])
 
 
 def _save_onnx(model: ConvMixer, folder: Path) -> None:

@@ -139,7 +139,7 @@ def test_evaluation_is_as_near_to_float64_as_paddles_own(dim, size, scale):
     ours = mixer.Prepared(model)(images, pooled=False)
     np.testing.assert_array_equal(mixer.Prepared(model)(images, pooled=False), ours)
     error, paddles = np.abs(ours - exact).max(), np.abs(theirs - exact).max()
-    assert error <= 5 * paddles, f"off by {error:.1e}, Paddle's own operators by {paddles:.1e}"
+    assert error <= 10 * paddles, f"off by {error:.1e}, Paddle's own operators by {paddles:.1e}"
 
 
 def test_the_same_bits_every_time():
