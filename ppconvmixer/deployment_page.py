@@ -130,17 +130,17 @@ _SPEED = {"latency_ms": 2, "images_per_second": 1, "peak_mb": 0}
 def _latency(forms: Sequence[dict[str, Any]]) -> bytes:
     figure = figures.create(8, 5)
     axis = figure.add_subplot()
-    for kind in dict.fromkeys(form["kind"] for form in forms):
-        some = [form for form in forms if form["kind"] == kind and form["latency_ms"]]
-        if some:
-            axis.plot([f["latency_ms"] for f in some], [100 * f["top1"] for f in some], "o", label=kind)
-            for form in some:
-                place = form["latency_ms"], 100 * form["top1"]
-                axis.annotate(form["form"], place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    kinds = list(dict.fromkeys(form["kind"] for form in forms))
+    timed = sorted((form for form in forms if form["latency_ms"]), key=lambda form: form["latency_ms"])
+    for number, form in enumerate(timed, 1):  # names would lie upon each other
+        x, y = form["latency_ms"], 100 * form["top1"]
+        axis.plot([x], [y], "o", color=f"C{kinds.index(form['kind'])}", label=f"{number}  {form['form']}")
+        above = 6 if number % 2 else -13
+        axis.annotate(str(number), (x, y), xytext=(0, above), textcoords="offset points", ha="center", fontsize=7)
     axis.set_xlim(0)
     axis.set_xlabel("latency of a single picture, ms")
     axis.set_ylabel("top-1, %")
-    axis.legend(fontsize="small")
+    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize="small", frameon=False)
     return figures.png(figure)
 
 

@@ -66,11 +66,12 @@ def test_the_page_on_insight_shows_every_aspect_by_commands_that_are_understood(
     blocks = re.findall(r"```\w*\n(.*?)```", text, re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     shown = [parser.parse_args(shlex.split(line)[1:]) for line in lines if line.startswith("ppconvmixer ")]
-    pictures = [options.output for options in shown if getattr(options, "output", None)]
+    inspected = [options for options in shown if options.command == "inspect"]
+    pictures = [options.output for options in inspected if getattr(options, "output", None)]
     assert sorted(pictures) == sorted(f"docs/{name}" for name in re.findall(r"!\[.+?\]\((.+?)\)", text))
     commands = next(action.choices for action in parser._actions if action.dest == "command")
     aspects = next(action.choices for action in commands["inspect"]._actions if action.dest == "aspect")
-    assert {options.aspect for options in shown if options.command == "inspect"} == set(aspects)
+    assert {options.aspect for options in inspected} == set(aspects)
 
 
 @pytest.mark.parametrize("name", ["insight.md", "insight_zh.md"])

@@ -16,6 +16,8 @@ from .diseases import DISEASES, NotJudged, class_name, suspects
 from .evidence import Evidence
 from .remedies import Advice
 
+ABSURD = 50.0  # nats, beyond any loss of use; next to it a usual one would be a line at the bottom
+
 
 def describe(run: Evidence) -> dict[str, Any]:
     """Return what was found, what was not, and what could not be judged, as JSON can write it.
@@ -125,6 +127,9 @@ def draw(run: Evidence, facts: dict[str, Any], path: PathLike) -> None:
             f"best: epoch {told.best + 1} ", (at[told.best], 0.02), xycoords=("data", "axes fraction"), ha="right",
             fontsize="small", color="grey",
         )  # fmt: skip
+    low, high = loss.dataLim.intervaly
+    if low > 0 and high > ABSURD:
+        loss.set_yscale("log")
     if run.rates is not None:
         rate.plot(place(np.arange(1, len(run.rates) + 1)), run.rates, color=blue)
         rate.set_ylim(bottom=0)
