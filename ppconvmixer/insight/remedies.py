@@ -35,7 +35,7 @@ def other_start(run: Evidence) -> tuple[Advice, ...]:
     begun, taught = (run.recipe.model.weights, run.recipe.distill) if run.recipe else (None, None)
     advice = [Advice("begin without the checkpoint, whose weights may be no numbers", ("model.weights=null",))]
     where = " and ".join(
-        [*(["the checkpoint"] if begun else []), *(["the teacher's"] if taught else []), "these pictures"]
+        [*(["the checkpoint"] if begun else []), *(["the teacher's weights"] if taught else []), "these pictures"]
     )
     return (*(advice if begun else ()), Advice(f"no step was taken, so no learning rate is to blame: look at {where}"))
 
