@@ -298,7 +298,7 @@ def _eval(options: argparse.Namespace) -> None:
         "input": dataclasses.asdict(network.input),
         "views": [dataclasses.asdict(view) for view in seen],
         "data": {"path": options.data, "list": options.list, "recipe": options.config},
-        **({"labels": _labels_of(options, judged)} if options.labels else {}),
+        **({"labels": _labels_of(options, network, judged)} if options.labels else {}),
         "version": __version__,
     }
     if options.output:
@@ -316,10 +316,12 @@ def _eval(options: argparse.Namespace) -> None:
     told += f", labels {options.labels}" if options.labels else ""
     told += f" ({judged.left_out} pictures without any left out)" if judged.left_out else ""
     told += f", {len(judged.chosen)} classes to choose among" if judged.chosen is not None else ""
+    expected = result.get("labels", {}).get("published")
     say(
         f"{network.name}: {metrics['samples']} pictures{told}, {metrics['skipped']} skipped; "
         f"top-1 {100 * metrics['top1']:.2f} %, top-{metrics['k']} {100 * metrics['top5']:.2f} %, "
         f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.1f} img/s"
+        + (f"; published weights of it have top-1 {100 * expected:.2f} % (timm)" if expected else "")
     )
 
 
@@ -338,12 +340,17 @@ def _relabelled(options: argparse.Namespace, network: Any) -> labels.Relabelled:
     return labels.relabel(options.labels, pictures, network.classes, options.labels_file)
 
 
-def _labels_of(options: argparse.Namespace, judged: labels.Relabelled) -> dict[str, Any]:
-    """Return what ``result.json`` says of ``--labels``: the files with their digests, None where none is given."""
+def _labels_of(options: argparse.Namespace, network: Any, judged: labels.Relabelled) -> dict[str, Any]:
+    """Return what ``result.json`` says of ``--labels``: the files with their digests, None where none is given.
+
+    ``published`` is the accuracy of the published weights of this network by these labels, a fraction, or None.
+    """
     files = {"file": options.labels_file, "classes": options.classes}
+    published = zoo.manifest().get(zoo.canonical(network.name), {}).get("top1_by_labels", {}).get(options.labels)
     digests = {key: {"path": path, "sha256": sha256(path)} if path else None for key, path in files.items()}
     chosen = None if judged.chosen is None else len(judged.chosen)
-    return {"name": options.labels, **digests, "left_out": judged.left_out, "chosen": chosen}
+    told = {"name": options.labels, **digests, "left_out": judged.left_out, "chosen": chosen}
+    return {**told, "published": published}
 
 
 def _predictions(found: Any, names: Sequence[str]) -> str:

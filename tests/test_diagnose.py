@@ -105,6 +105,14 @@ def sick(tmp_path_factory, digits):
         ],
         "broken": lambda: [*few, *sgd, broken_weights("broken", kill), "optimizer.lr=1e-4", "train.epochs=3"],
         "exploding": lambda: [*few, *sgd, broken_weights("large", inflate), "optimizer.lr=1e-9", "train.epochs=3"],
+        "plateau": lambda: [  # labels that say nothing of the pictures, and too small a network to learn them by heart
+            *lists(range(400, 700), range(700, 800), np.random.default_rng(0).permutation(datasets.digits().labels)),
+            *("model.name=convmixer_2_1_ks1_p16", "schedule.name=constant", "train.epochs=8"),
+        ],
+        "rising": lambda: [  # from good weights, with steps that grow until they undo what was learnt
+            *(f"model.weights={find('healthy')[0] / 'best.pdparams'}", "optimizer.lr=0.5", "optimizer.clip_norm=null"),
+            *("schedule.name=constant", "schedule.warmup_epochs=4", "train.epochs=4"),
+        ],
         "wrong labels": lambda: [*lists(range(900), range(900, 1000), wrong_labels()), "train.epochs=6"],
         "large pictures": lambda: [
             *(*large_pictures(), "data.val_fraction=null", "train.epochs=3", "train.batch_size=4"),
@@ -155,6 +163,8 @@ SICK = [
     ("statistics", {"batch-norm statistics off"}),
     ("broken", {"dead units", "vanishing gradients"}),
     ("exploding", {"exploding gradients"}),
+    ("plateau", {"plateau"}),
+    ("rising", {"loss rising"}),
     ("wrong labels", {"label noise"}),
     ("large pictures", {"class imbalance", "data loader starving"}),
 ]

@@ -215,7 +215,7 @@ def test_eval_by_real(validation, weights, tmp_path, capsys):
     best = np.load(tmp_path / "l.npy").argmax(1)
     assert result["top1"] == np.mean([label in wanted for label, wanted in zip(best, right)])
     assert result["labels"] == {
-        **{"name": "real", "classes": None, "left_out": 2, "chosen": None},
+        **{"name": "real", "classes": None, "left_out": 2, "chosen": None, "published": None},
         "file": {"path": str(tmp_path / "real.json"), "sha256": files.sha256(tmp_path / "real.json")},
     }
     rows = [line.split(",")[:2] for line in (tmp_path / "p.csv").read_text().splitlines()]
@@ -227,6 +227,27 @@ def test_eval_by_real(validation, weights, tmp_path, capsys):
     assert "--labels is missing" in refused(capsys, *given[:5], "--labels-file", tmp_path / "real.json")
     overwrite = ["--labels-file", tmp_path / "real.json", "--output", tmp_path / "real.json"]
     assert "is an input of this command" in refused(capsys, *given, *overwrite)
+
+
+@pytest.mark.parametrize("name", ["real", "v2", "sketch", "a", "r"])
+def test_eval_tells_what_the_published_weights_have(weights, tmp_path, capsys, monkeypatch, name):
+    known = zoo.manifest()["convmixer_768_32"]
+    assert list(known["top1_by_labels"]) == ["real", "v2", "sketch", "a", "r"]
+    monkeypatch.setattr(zoo, "manifest", lambda: {"convmixer_tiny": known})
+    (tmp_path / "ids.txt").write_text("".join(f"{wordnet_id} name\n" for wordnet_id in IDS))
+    (tmp_path / "real.json").write_text(json.dumps([[1]] * 2))
+    given = ["eval", "--weights", weights, "--data", tmp_path / "d", "--labels", name, "--workers", 0]
+    if name == "real":
+        folders(tmp_path / "d", ["x"], each=1)
+        (tmp_path / "d/x/0.jpg").rename(tmp_path / "d/ILSVRC2012_val_00000001.JPEG")
+        given += ["--labels-file", tmp_path / "real.json"]
+    else:
+        folders(tmp_path / "d", ["0", "1"] if name == "v2" else IDS[:2])
+        given += [] if name == "v2" else ["--classes", tmp_path / "ids.txt"]
+    assert run(*given, "--output", tmp_path / "r.json") == 0
+    published = known["top1_by_labels"][name]
+    assert json.loads((tmp_path / "r.json").read_text())["labels"]["published"] == published
+    assert f"published weights of it have top-1 {100 * published:.2f} % (timm)" in capsys.readouterr().out
 
 
 def test_eval_on_a_subset(weights, tmp_path, capsys):

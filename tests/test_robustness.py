@@ -104,6 +104,15 @@ def test_curves_count_what_stays():
     assert found["at"]["rotation"][-1] == 180 and found["at"]["shift"][0] == 0
     assert (turned["agreement"][0], turned["accuracy"][0], turned["similarity"][0]) == pytest.approx((1, 0.75, 1))
     assert (turned["agreement"][-1], turned["accuracy"][-1]) == (0, 0.25)
+    means = found["networks"][0]["means"]
+    assert means["rotation"]["agreement"] == pytest.approx(sum(turned["agreement"][1:]) / 12)
+    scaled = found["networks"][0]["scale"]["accuracy"]
+    assert found["at"]["scale"][4] == 1 and means["scale"]["accuracy"] == pytest.approx((sum(scaled) - scaled[4]) / 8)
+    even = found["networks"][0]["equivariance"]
+    assert even[0] == pytest.approx(1) and means["equivariance"] == pytest.approx(sum(even[1:]) / (len(even) - 1))
+    last = robustness.table(found).splitlines()[-3:]
+    assert last[1].split()[2:] == [f"{means[move]['agreement']:.3f}" for move in robustness.MOVES]
+    assert last[0].split()[2] == f"{means['equivariance']:.3f}"
     assert "accuracy" not in describe([left], IMAGES)["networks"][0]["rotation"]
 
 

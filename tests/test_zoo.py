@@ -8,7 +8,7 @@ from conftest import random_state, write_layout
 from test_weights import SHIPPED
 
 import ppconvmixer
-from ppconvmixer import UserError, checkpoint, zoo
+from ppconvmixer import UserError, checkpoint, labels, zoo
 
 TINY = {"dim": 64, "depth": 4, "kernel_size": 5, "patch_size": 4}
 
@@ -131,7 +131,8 @@ def test_the_manifest_holds_what_is_published():
     assert {name for name, entry in zoo.manifest().items() if "files" in entry} == set(names)
     for name, (official, mmpretrain, md5, sha256) in names.items():
         entry = zoo.manifest()[name]
-        assert set(entry) == {"top1", "top5", "data", "source", "input", "files"} and "timm" in entry["source"]
+        keys = {"top1", "top5", "data", "source", "top1_by_labels", "input", "files"}
+        assert set(entry) == keys and "timm" in entry["source"]
         assert zoo.InputSpec(**entry["input"]) == zoo.input_spec(name)
         files = zoo.published(name)
         assert [f.layout for f in files] == ["paddle-toolbox", "official", "timm", "mmpretrain"]
@@ -146,6 +147,11 @@ def test_the_manifest_holds_what_is_published():
         assert len({f.name for f in files}) == 4  # they share a folder
     assert [zoo.manifest()[n]["top1"] for n in names] == [0.81382, 0.76944, 0.80158]
     assert [zoo.manifest()[n]["top5"] for n in names] == [0.95618, 0.93364, 0.95070]
+    by_labels = [zoo.manifest()[n]["top1_by_labels"] for n in names]
+    assert [[told[key] for told in by_labels] for key in labels.NAMES] == [
+        *([0.86895, 0.83684, 0.86220], [0.71160, 0.65440, 0.69480], [0.20973, 0.07, 0.15387]),
+        *([0.45683, 0.42260, 0.43260], [0.33449, 0.30069, 0.31235]),
+    ]
 
 
 def model_state(model):

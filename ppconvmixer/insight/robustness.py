@@ -24,6 +24,7 @@ SCALES = tuple(2 ** (i / 4) for i in range(-4, 5))
 ANGLES = tuple(range(0, 181, 15))  # degrees, counter-clockwise
 SHIFTS = 10  # steps up to a quarter of a picture
 MOVES = {"shift": "pixels", "scale": "times", "rotation": "degrees"}
+STILL = {"shift": 0, "scale": 1, "rotation": 0}  # leaves a picture as it is
 OTHERS = ("resnet", "resnext", "wide_resnet")  # what networks of paddle.vision.models are called that can be compared
 
 
@@ -242,10 +243,11 @@ def describe(networks: Sequence[Network], images: np.ndarray, labels: Optional[n
 
     Returns:
         ``at``: what the pictures are moved by, and the shifts of ``equivariance``, a whole period of the network with
-        the longest stride. Of each of ``networks``: ``equivariance``, see the function; and for every move a curve of
+        the longest stride. Of each of ``networks``: ``equivariance``, see the function; for every move a curve of
         ``similarity`` of the averaged last map to that of the picture as it is, and where the network is trained of
         ``agreement``, the share of pictures that keep their class, and of ``accuracy``, where labels are known and the
-        network has as many classes as the first: its numbers are taken to mean the same.
+        network has as many classes as the first: its numbers are taken to mean the same; and ``means``, the means of
+        these curves over all that moves a picture.
 
     Raises:
         UserError: there are fewer than two pictures.
@@ -275,7 +277,16 @@ def describe(networks: Sequence[Network], images: np.ndarray, labels: Optional[n
                     points.append(point)
                     progress.advance(len(images))
                 found[-1][move] = {key: [point[key] for point in points] for key in points[0]}
+            found[-1]["means"] = _means(found[-1], at)
     return {"pictures": len(images), "size": images.shape[-1], "at": {"equivariance": shifts, **at}, "networks": found}
+
+
+def _means(network: dict[str, Any], at: dict[str, list[float]]) -> dict[str, Any]:
+    means: dict[str, Any] = {"equivariance": float(np.mean(network["equivariance"][1:]))}
+    for move, still in STILL.items():
+        moves = np.array(at[move]) != still
+        means[move] = {key: float(np.mean(np.array(values)[moves])) for key, values in network[move].items()}
+    return means
 
 
 def _curve(
@@ -325,6 +336,13 @@ def table(facts: dict[str, Any]) -> str:
         }
         at = facts["at"][move]
         block(f"{move}, {unit}", at, range(0, len(at), math.ceil(len(at) / 9)), rows)
+    lines += ["", f"{'mean of all moves':{width + 12}}" + "".join(f"{kind:>14}" for kind in ("equivariance", *MOVES))]
+    for network in facts["networks"]:
+        means = network["means"]
+        for key in means["shift"]:
+            equivariance = f"{means['equivariance']:14.3f}" if key == "similarity" else " " * 14
+            values = "".join(f"{means[move][key]:14.3f}" for move in MOVES)
+            lines.append(f"{network['name'] + ': ' + key:{width + 12}}{equivariance}{values}")
     return "\n".join(lines)
 
 
