@@ -1,11 +1,14 @@
 import csv
 import io
 import pickle
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import ROOT, picture
+from PIL import Image
 
 from ppconvmixer import UserError, datasets, sources
 
@@ -169,6 +172,22 @@ def test_cifar10(tmp_path, archive, protocol):
     raw = pickle.loads((root / "data_batch_2").read_bytes())
     np.testing.assert_array_equal(train.fetch(23), raw[b"data"][3].reshape(3, 32, 32).transpose(1, 2, 0))
     assert train.labels[23] == raw[b"labels"][3]
+
+
+def test_cifar10_as_jpegs_in_folders(tmp_path):
+    root = cifar_folder(tmp_path / "c")
+    command = [sys.executable, ROOT / "tools/cifar10_jpegs.py", root, tmp_path / "jpegs", "--each", "2"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    labels = pickle.loads((root / "test_batch").read_bytes())[b"labels"]
+    written = datasets.from_folders(sources.open_source(tmp_path / "jpegs"), "test")
+    assert written.classes == datasets.CIFAR10_CLASSES
+    assert np.bincount(written.labels, minlength=10).tolist() == [min(2, labels.count(label)) for label in range(10)]
+    label, pixels = labels[1], datasets.cifar10(sources.open_source(root), "test").fetch(1)
+    again = Image.open(tmp_path / f"jpegs/test/{datasets.CIFAR10_CLASSES[label]}/{labels[:1].count(label):04}.jpg")
+    Image.fromarray(pixels).save(tmp_path / "expected.jpg", quality=75)
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(Image.open(tmp_path / "expected.jpg")))
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and "File exists" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_cifar10_as_python_2_pickled_it(tmp_path):

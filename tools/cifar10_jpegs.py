@@ -1,0 +1,53 @@
+"""Write the pictures of CIFAR-10 as JPEGs in folders called like the classes, as the shipped weights were trained on.
+
+    python tools/cifar10_jpegs.py cifar-10-python.tar.gz data/cifar10-jpg
+
+makes ``train/horse/0000.jpg`` and so on, and ``test`` beside it: in every class, the pictures in the order of the
+published file. With ``--each 50`` it writes the first 50 of every class alone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Optional
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a clone works before it is installed
+
+from PIL import Image  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from ppconvmixer import UserError, datasets, sources  # noqa: E402
+
+QUALITY = 75  # of the JPEGs: what Pillow takes where nothing is said
+
+
+def main() -> None:
+    """Write both parts."""
+    parser = argparse.ArgumentParser(description="Write the pictures of CIFAR-10 as JPEGs.")
+    parser.add_argument("source", help="cifar-10-python.tar.gz, or the folder it unpacks to")
+    parser.add_argument("target", type=Path, help="a folder that is not there yet")
+    parser.add_argument("--each", type=int, metavar="N", help="write the first N of every class (default: all)")
+    options = parser.parse_args()
+    try:
+        parts = {split: datasets.cifar10(sources.open_source(options.source), split) for split in ("train", "test")}
+        options.target.mkdir(parents=True)
+    except (UserError, OSError) as error:
+        parser.error(str(error))
+    for split, pictures in parts.items():
+        _write(pictures, options.target / split, options.each)
+
+
+def _write(pictures: datasets.Pictures, folder: Path, each: Optional[int]) -> None:
+    written = dict.fromkeys(pictures.classes, 0)
+    for name in written:
+        (folder / name).mkdir(parents=True)
+    for i, label in enumerate(tqdm(pictures.labels.tolist(), folder.name)):
+        name = pictures.classes[label]
+        if each is None or written[name] < each:
+            Image.fromarray(pictures.fetch(i)).save(folder / name / f"{written[name]:04}.jpg", quality=QUALITY)
+            written[name] += 1
+
+
+if __name__ == "__main__":
+    main()
