@@ -19,7 +19,10 @@ from .errors import UserError, unknown
 ERASING_MODES = ("pixel", "const")
 TRIES = 10  # to find a rectangle that fits, in torchvision and timm alike
 ALPHAS = (0.01, 100.0)  # of mixup and cutmix; beyond, a share is 0, 1 or 1/2 in effect, and in the end no number
-_ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), (0.3, 3.3)
+_ERASED = {  # area and ratio; timm's RandomErasing draws noise, torchvision's is black by default
+    "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3)),
+    "const": ((0.02, 0.33), (0.3, 3.3)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Augment:
         randaugment: ``n2-m12``, as torchvision's ``RandAugment(2, 12)``, or timm's ``rand-m9-mstd0.5-inc1``; see
             ``randaugment.parse``.
         color_jitter: brightness, contrast and saturation each change by a factor in [1 - c, 1 + c], in any order.
-        erasing: chance to erase a rectangle of 1/50 to 1/3 of the area, after normalisation.
+        erasing: chance to erase a rectangle of 1/50 to 1/3 of the area (``const``: to 0.33), after normalisation.
         erasing_mode: what takes its place: ``pixel`` (normal noise) or ``const`` (0, which is the mean colour).
         mixup: parameter of the Beta distribution of the share a picture keeps when a whole other one is
             blended in; 0 for none.
@@ -138,12 +141,12 @@ def _rectangles(
 
 
 def erase(images: np.ndarray, draws: Draws, augment: Augment) -> None:
-    """Erase a rectangle of some of the normalised ``images``, float32 (N, 3, H, W), in place, as timm does."""
+    """Erase a rectangle of some of the normalised ``images``, float32 (N, 3, H, W), in place."""
     height, width = images.shape[2:]
     chosen = draws.uniform("erase") < augment.erasing
     numbers = draws.uniform("erased rectangle", TRIES, 4)
     for place in np.flatnonzero(chosen):
-        for w, h, x, y in _rectangles(width * height, _ERASED_AREA, _ERASED_RATIO, numbers[place]):
+        for w, h, x, y in _rectangles(width * height, *_ERASED[augment.erasing_mode], numbers[place]):
             if w < width and h < height:
                 left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
                 erased = images[place, :, top : top + h, left : left + w]

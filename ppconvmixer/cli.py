@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--list", metavar="FILE", help="lines 'path label'; without it, DATA has one folder a class")
     command.add_argument("--calibrate", metavar="DIR|TAR", help="without a recipe: what to fit on, other pictures")
     command.add_argument("--epochs", type=natural, default=0, metavar="N", help="train pruned networks on (default: 0)")
-    command.add_argument("--limit", type=natural, default=0, metavar="N", help="judge by the first N pictures only")
+    command.add_argument("--limit", type=natural, default=0, metavar="N", help="judge by N pictures, from all over")
     command.add_argument("--rounds", type=positive, default=5, metavar="N", help="samples of every speed (default: 5)")
     command.add_argument(
         "--output", metavar="DIR", default="runs/report", help="folder to write (default: runs/report)"
@@ -457,21 +457,28 @@ def _average(options: argparse.Namespace) -> None:
     from . import average
     from .trained import Trained
 
-    target = _target(options, options.sources)
+    target = _target(options, options.sources, options.sources)
     if len(options.sources) < 2:
         raise UserError("name two checkpoints or more, and the file to write last")
     average.write(target, [Trained(source, options.model) for source in options.sources])
     say(f"the mean of {len(options.sources)} checkpoints -> {target}")
 
 
-def _target(options: argparse.Namespace, inputs: Sequence[Optional[str]]) -> Path:
+def _cards(weights: Sequence[Optional[str]]) -> list[str]:
+    """Return where the cards of checkpoints are."""
+    return [str(Path(path).with_suffix(".json")) for path in weights if path]
+
+
+def _target(options: argparse.Namespace, weights: Sequence[Optional[str]], inputs: Sequence[Optional[str]]) -> Path:
     """Return the checkpoint to write, once it is known that it and its card can be written and replace nothing."""
     target = Path(options.target)
     if target.suffix != ".pdparams":
         raise UserError(f"cannot write {target}: name a file ending in .pdparams")
-    check_outputs([str(target), str(target.with_suffix(".json"))], inputs)
-    if target.exists() and not options.overwrite:
-        raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
+    written = [str(target), *_cards([str(target)])]
+    check_outputs(written, [*inputs, *_cards(weights)])
+    present = [path for path in written if Path(path).exists()]
+    if present and not options.overwrite:
+        raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
     return target
 
 
@@ -481,7 +488,7 @@ def _target(options: argparse.Namespace, inputs: Sequence[Optional[str]]) -> Pat
 def _prune(options: argparse.Namespace) -> None:
     from . import prune, run_state
 
-    target = _target(options, [options.weights, options.data, options.classes])
+    target = _target(options, [options.weights], [options.weights, options.data, options.classes])
     if options.dim and not options.data:
         raise UserError("--data is missing: pictures of the kind the network is used for, a folder or tar archive")
     for flag, value in (("--data", options.data), ("--limit", options.limit)):
@@ -519,7 +526,8 @@ def _export(options: argparse.Namespace) -> None:
     if not page:
         export.check_suffix(target, options.format)
     written = web.files(target) if page else export.files(target)
-    check_outputs(list(map(str, written)), [options.weights, options.classes, options.calibrate])
+    inputs = [options.weights, options.classes, options.calibrate, *_cards([options.weights])]
+    check_outputs(list(map(str, written)), inputs)
     present = [str(path) for path in written if path.exists()]
     if present and not options.overwrite:
         raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
@@ -546,8 +554,8 @@ def _export(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from . import benchmark, datasets, deployment, deployment_page, sources
     from . import recipe as recipes
-    from .finetune import open_data
-    from .loader import Samples, some
+    from .finetune import count_classes, open_data
+    from .loader import Samples, evenly, some
     from .transforms import eval_transform
 
     network = open_checkpoint(options)
@@ -566,8 +574,15 @@ def _report(options: argparse.Namespace) -> None:
     folder, digest = Path(options.output), sha256(network.path)
     _check_report(folder, digest, options.overwrite)
     judged = open_pictures(options, network)
+    if options.limit:
+        judged = judged.subset(evenly(len(judged), options.limit))
     recipe = recipes.load(options.config) if options.config else None
     fitted = open_data(recipe)[0] if recipe else datasets.unlabelled(sources.open_source(options.calibrate))
+    if options.epochs and count_classes(fitted) != network.num_classes:
+        raise UserError(
+            f"{options.config} has pictures of {count_classes(fitted)} classes to train on, and {network.path} tells "
+            f"{network.num_classes} apart; give a recipe with the pictures it is for, or leave --epochs out"
+        )
     transform, size = eval_transform(network.input), network.input.size
     material = deployment.Material(
         network,
@@ -587,7 +602,7 @@ def _report(options: argparse.Namespace) -> None:
         "command": shlex.join(["ppconvmixer", *sys.argv[1:]]),
         "machine": benchmark.machine(),
         "versions": benchmark.versions(),
-        "forms": deployment.measure(material, forms, options.limit, options.rounds),
+        "forms": deployment.measure(material, forms, options.rounds),
     }
     write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     deployment_page.write(report, folder)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
-from . import benchmark, export, prune, run_folder, run_state, zoo
-from .engines import bfloat16_is_fast, int8_is_fast
+from . import benchmark, card, export, prune, run_folder, run_state, zoo
+from .engines import bfloat16_is_fast, int8_is_fast, runners
 from .errors import UserError
 from .evaluate import evaluate
 from .exported import Exported, is_graph
@@ -72,11 +73,11 @@ class Material:
     train: Optional[Callable[[Path, str, bool, Path], Path]] = None
 
 
-def measure(material: Material, folder: Path, limit: int = 0, rounds: int = 5) -> list[dict[str, Any]]:
+def measure(material: Material, folder: Path, rounds: int = 5) -> list[dict[str, Any]]:
     """Make the forms in ``folder``, and return the figures of each; the first is float32, by the usual engine.
 
-    Accuracies are those of the first ``limit`` pictures, 0 for all; ``agreement`` is the share of them with the most
-    likely class of the first form. Speed and memory are measured in turn, every form in a process of its own.
+    ``agreement`` is the share of the pictures with the most likely class of the first form. Speed and memory are
+    measured in turn, every form in a process of its own; where the system does not tell, the memory is None.
 
     Raises:
         UserError: something cannot be made, written or run.
@@ -87,7 +88,7 @@ def measure(material: Material, folder: Path, limit: int = 0, rounds: int = 5) -
     for form in forms:
         network = form.network()
         engine = network.engine(form.engine)
-        found = evaluate(engine, material.samples, 64, 2, limit)
+        found = evaluate(engine, material.samples, 64, 2)
         first = found.classes[:, 0] if first is None else first
         metrics = found.metrics()
         logger.info("%s: top-1 %.2f %%", form.name, 100 * metrics["top1"])
@@ -113,7 +114,7 @@ def measure(material: Material, folder: Path, limit: int = 0, rounds: int = 5) -
                 figures["latency_ms"] = timing and 1000 / timing.images_per_second
             else:
                 figures["images_per_second"] = timing and timing.images_per_second
-                figures["peak_mb"] = timing and timing.peak_mb
+                figures["peak_mb"] = timing.peak_mb if timing and math.isfinite(timing.peak_mb) else None
     return judged
 
 
@@ -124,7 +125,11 @@ def make(material: Material, folder: Path) -> Iterator[Form]:
     yield Form("float32", "float32", model, weights, "auto")
     graphs = {"onnx": folder / "float32.onnx", "openvino": folder / "float32.xml"}
     kinds = {"onnx": ("ONNX Runtime", "onnxruntime"), "openvino": ("OpenVINO", "openvino")}
-    there = [form for form in kinds if _made(network, graphs[form], export.Form(form))]
+    there = [
+        form
+        for form, (label, engine) in kinds.items()
+        if _made(network, graphs[form], export.Form(form)) and _runs(graphs[form], engine, label)
+    ]
     for form in there:
         label, engine = kinds[form]
         yield Form("float32", f"float32, {label}", model, graphs[form], engine)
@@ -178,6 +183,14 @@ def _made(network: Trained, path: Path, form: export.Form, images: Optional[np.n
         return False
 
 
+def _runs(graph: Path, engine: str, label: str) -> bool:
+    """Tell whether an engine is installed; a graph is verified by whatever runs it here."""
+    if engine in runners(graph):
+        return True
+    logger.warning("left out: what %s runs; pip install %s", label, engine)
+    return False
+
+
 def _size(form: Form, network: Union[Trained, Exported]) -> dict[str, Any]:
     """Return bytes on the disk, parameters, those that are not 0, and multiply-accumulates of a picture."""
     files = export.files(form.path) if is_graph(str(form.path)) else [form.path]
@@ -192,6 +205,7 @@ def _size(form: Form, network: Union[Trained, Exported]) -> dict[str, Any]:
 def trained_on(recipe: Recipe, epochs: int) -> Callable[[Path, str, bool, Path], Path]:
     """Return what trains a pruned network on: a recipe's data and augmentation, a tenth of its rate, falling to 0.
 
+    The input is that of the checkpoint, by which the network is judged, whatever the recipe's is.
     A run that is there already is taken as it is, and one that was cut off goes on; a run of other settings or pictures
     is replaced.
     """
@@ -205,6 +219,7 @@ def trained_on(recipe: Recipe, epochs: int) -> Callable[[Path, str, bool, Path],
             model=dataclasses.replace(recipe.model, name=name, weights=str(path)),
             optimizer=dataclasses.replace(recipe.optimizer, lr=recipe.optimizer.lr / 10),
             schedule=Schedule("cosine"),
+            input=card.read(path).input,
             finetune=Finetune(keep_zeros=keep_zeros),
             distill=None,
             train=dataclasses.replace(

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import card, datasets, distributed, phases, run_folder, run_state, sources, zoo
 from .datasets import Pictures
-from .errors import UserError
+from .errors import UserError, brief
 from .files import sha256, write_text
 from .loader import Kept, Samples
 from .losses import create_loss
@@ -84,6 +84,7 @@ def finetune(
         raise UserError(
             f"all pictures in {recipe.data.path} are of one class; data.path must hold one folder a class, two or more"
         )
+    _check_numbers(recipe, train)
     val.check_labels(num_classes)
     logger.info("%d pictures to train on, %d to evaluate on, %d classes", len(train), len(val), num_classes)
     pictures = run_folder.listing(train, val)
@@ -103,9 +104,12 @@ def finetune(
                 )
             for line in changed:
                 logger.warning("changed: %s", line)
+        if saved is None and not distributed.RANK:
+            run_folder.check_free(folder, recipe, overwrite or resume)
+        run = _prepare(recipe, train, saved)  # what is wrong with the recipe shows here, before anything is replaced
         if not distributed.RANK:
             if saved is None:
-                run_folder.clear(folder, overwrite or resume)
+                run_folder.clear(folder)
             if saved is None or changed:
                 run_folder.describe(folder, recipe, pictures)
             (folder / run_folder.NOT_FINITE).unlink(missing_ok=True)  # going on, the run gets another chance
@@ -121,28 +125,28 @@ def finetune(
             "teacher": teacher,
             "processes": distributed.WORLD,
         }
-        return _train(recipe, folder, train, val, facts, saved, wish)
+        return _train(recipe, folder, train, val, run, facts, saved, wish)
 
 
-def _train(
-    recipe: Recipe,
-    folder: Path,
-    train: Pictures,
-    val: Pictures,
-    facts: dict[str, Any],
-    saved: Optional[run_state.Saved],
-    wish: StopWish,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What trains, where the run stands, and the batches of every epoch."""
+
+    model: Any
+    state: run_state.RunState
+    data: phases.Epochs
+    amp: str
+
+
+def _prepare(recipe: Recipe, train: Pictures, saved: Optional[run_state.Saved]) -> _Run:
+    """Make network, optimiser, average and teacher, as new or as they were saved; nothing is written."""
     import paddle
 
-    from . import callbacks as c
-    from . import curves as drawn
     from .distill import create_teacher
     from .optim import create_optimizer
     from .trainer import Trainer
 
     settings, spec, num_classes = recipe.train, recipe.input_spec(), count_classes(train)
-
     kept = Kept(len(train))
 
     def samples(phase: Phase) -> Samples:
@@ -153,7 +157,7 @@ def _train(
     data = phases.create(recipe, samples, mixing)
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
-    network = _network(recipe, train.classes, num_classes)
+    network = _network(recipe, train.classes, num_classes, filled=saved is None)
     network.freeze(recipe.frozen_layers(0))
     average = None
     if settings.ema:
@@ -172,7 +176,28 @@ def _train(
     if saved:  # recipe and processes may have changed, see ``allow_changes``
         _go_on_by(recipe, model, state, data.counts)
     data.epoch, data.skip = state.epochs, state.step
-    if state.epochs and not state.step:
+    return _Run(model, state, data, amp)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    train: Pictures,
+    val: Pictures,
+    run: _Run,
+    facts: dict[str, Any],
+    saved: Optional[run_state.Saved],
+    wish: StopWish,
+) -> dict[str, Any]:
+    import paddle
+
+    from . import callbacks as c
+    from . import curves as drawn
+
+    settings, spec, num_classes = recipe.train, recipe.input_spec(), count_classes(train)
+    model, state, data, amp = run.model, run.state, run.data, run.amp
+    as_saved = saved and saved.facts["recipe"]["train"]["ema"] == settings.ema  # else the best was another network
+    if state.epochs and not state.step and as_saved:
         c.export(folder, model, state, facts)  # the run may have been cut off just before it did
     judge = Samples(val, eval_transform(spec), spec.size, kept=Kept(len(val)))
     sheet = _sheet(data.batches[0].samples, spec)
@@ -279,17 +304,38 @@ def count_classes(train: Pictures) -> int:
     return len(train.classes) if train.classes else int(train.labels.max()) + 1
 
 
+def _check_numbers(recipe: Recipe, train: Pictures) -> None:
+    """Refuse numbers of classes that run ahead of the pictures, and say which have none."""
+    count, found = count_classes(train), np.unique(train.labels)
+    if count > len(train):
+        place = int(train.labels.argmax())
+        raise UserError(
+            f"{brief(train.names[place])} has the label {train.labels[place]}, which makes {count:,} classes of "
+            f"{len(train):,} training pictures; number the classes in {recipe.data.train or recipe.data.path} from 0 on"
+        )
+    if len(found) < count:
+        without = next(label for label in range(count) if label not in found)
+        name = f" ({train.classes[without]})" if train.classes else ""
+        logger.warning(
+            "%d of %d classes have no training picture, such as %d%s", count - len(found), count, without, name
+        )
+
+
 def _card(recipe: Recipe, train: Pictures) -> card.Card:
     spec = dataclasses.asdict(recipe.input_spec())
     return card.Card(recipe.model.name, spec, train.classes, facts={"recipe": recipe.to_dict()})
 
 
-def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: int) -> Any:
-    """Make the network; a checkpoint's head stays only if it tells the same classes apart."""
+def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: int, filled: bool = True) -> Any:
+    """Make the network; a checkpoint's head stays only if it tells the same classes apart.
+
+    Args:
+        filled: from the checkpoint; a saved state has all there is, and the checkpoint may be gone by then.
+    """
     settings = recipe.model
     drops = {"drop_rate": settings.drop_rate, "drop_path": settings.drop_path}
     network = zoo.create_model(settings.name, num_classes=num_classes, **drops)
-    if settings.weights:
+    if settings.weights and filled:
         weights = zoo.find_weights(settings.name, settings.weights)
         logger.info("%s: %s", weights, zoo.load_weights(network, weights, reset_head=True))
         found = card.read(weights)

@@ -23,6 +23,7 @@ def create_loss(smoothing: float = 0.0, soft: bool = False) -> Any:
     """
     import paddle
 
-    if soft:
-        return paddle.nn.CrossEntropyLoss(soft_label=True)
-    return paddle.nn.CrossEntropyLoss(**({"label_smoothing": smoothing} if smoothing else {}))
+    usual = {"label_smoothing": smoothing} if smoothing else {}
+    entropy = paddle.nn.CrossEntropyLoss(**({"soft_label": True} if soft else usual))
+    # Mixed precision may give logits of 16 bits, which Paddle does not take beside targets of 32.
+    return lambda logits, labels: entropy(logits.astype("float32"), labels)

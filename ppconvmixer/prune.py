@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import paddle
 
 from . import card, checkpoint
 from .errors import UserError
 from .files import sha256
-from .model import ConvMixer
 
 if TYPE_CHECKING:
+    import paddle
+
+    from .model import ConvMixer
     from .trained import Trained
 
 PART = 16  # pictures at a time, as columns of double precision
@@ -88,6 +89,8 @@ def narrow(model: ConvMixer, dim: int, images: np.ndarray) -> ConvMixer:
         UserError: ``dim`` is not below the network's width, the network is a variant that is no ConvMixer, or there are
             fewer than two pictures.
     """
+    import paddle
+
     if not model.plain:
         raise UserError(
             "only ConvMixer itself is made narrower, not its variants (several kernel sizes, norm_first, residual)"
@@ -140,6 +143,10 @@ def _best(covariance: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray
 
 def _cut(model: ConvMixer, kept: list[np.ndarray]) -> ConvMixer:
     """Return the network of the kept channels, its weights as they were."""
+    import paddle
+
+    from .model import ConvMixer
+
     depth = len(model.blocks)
     small = ConvMixer(
         *(len(kept[0]), depth, model.blocks[0][0].fn[0].weight.shape[-1] if depth else 1),
@@ -191,6 +198,8 @@ def _fit(model: ConvMixer, small: ConvMixer, kept: list[np.ndarray], parts: list
 
 
 def _maps(model: ConvMixer, parts: list[np.ndarray]) -> list[paddle.Tensor]:
+    import paddle
+
     return [model.stem(paddle.to_tensor(part)) for part in parts]
 
 

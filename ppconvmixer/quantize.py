@@ -19,8 +19,9 @@ import numpy as np
 from . import signal_stack
 from .errors import UserError, said
 
-AGREEMENT = 0.98  # of the most likely classes with float32, on the pictures, at least
-BATCH = 4  # pictures to measure speed on
+AGREEMENT = 0.98  # of the most likely classes with float32, at least
+MARGIN = 0.5  # of the loss that this allows: on pictures by which no range was found, more is lost
+BATCH = 4  # pictures at a time, and to measure speed on
 
 
 Open = Callable[[Any], Callable[[np.ndarray], np.ndarray]]
@@ -46,7 +47,8 @@ def quantize(graph: Any, images: np.ndarray, open_graph: Open, depthwise: Sequen
         raise UserError("8 bits by the ranges of the maps need the package nncf; pip install nncf") from error
     nncf.set_log_level(logging.ERROR)
     usual = {"preset": nncf.QuantizationPreset.MIXED, "subset_size": len(images)}  # GELU's values are not symmetric
-    wanted = open_graph(graph)(images).argmax(axis=1)
+    whole = open_graph(graph)
+    wanted = np.concatenate([whole(part).argmax(axis=1) for part in np.split(images, range(BATCH, len(images), BATCH))])
 
     def agreement(candidate: Any, items: Iterable[Any]) -> tuple[float, list[float]]:
         call, same = open_graph(candidate), []
@@ -64,7 +66,7 @@ def quantize(graph: Any, images: np.ndarray, open_graph: Open, depthwise: Sequen
             seconds = _race([open_graph(each) for each in tried], images[:BATCH])
             return nncf.quantize_with_accuracy_control(
                 *(graph, known, nncf.Dataset(samples), agreement),
-                max_drop=1 - AGREEMENT,
+                max_drop=MARGIN * (1 - AGREEMENT),
                 ignored_scope=scopes[int(np.argmin(seconds))],
                 **usual,
             )

@@ -336,6 +336,8 @@ class Recipe:
             raise UserError("finetune.keep_zeros has no effect on random weights; give model.weights")
         if finetune.keep_zeros and self.train.ema is not None and self.train.amp == "O2":
             raise UserError("finetune.keep_zeros does not reach the average of train.amp O2; leave train.ema out")
+        if self.model.drop_path and depth < 2:
+            raise UserError(f"model.drop_path has no effect on a network of {depth} blocks; leave it out")
         before = (-1, 0, False)
         for i, (epoch, blocks, stem) in enumerate(map(dataclasses.astuple, finetune.unfreeze)):
             key = f"finetune.unfreeze[{i}]"

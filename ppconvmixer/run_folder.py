@@ -59,18 +59,30 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def clear(folder: Path, overwrite: bool) -> None:
-    """Remove the run in ``folder``.
+def check_free(folder: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Find out that a run may begin in ``folder``.
 
     Raises:
-        UserError: there is one, and ``overwrite`` is not given.
+        UserError: there is one, and ``overwrite`` is not given, or ``recipe`` begins with weights of it.
     """
-    present = [folder / name for name in RUN_FILES if (folder / name).exists()] + run_state.files(folder)
+    present = {path.resolve() for path in _present(folder)}
     if present and not overwrite:
         raise UserError(
             f"{folder} already holds a run; choose another --output, go on with --resume or replace it with --overwrite"
         )
-    for path in present:
+    given = {"model.weights": recipe.model.weights, "distill.weights": recipe.distill and recipe.distill.weights}
+    for key, weights in given.items():
+        if weights and Path(weights).resolve() in present:
+            raise UserError(f"{key} {weights} is of the run that would be replaced; choose another --output")
+
+
+def _present(folder: Path) -> list[Path]:
+    return [folder / name for name in RUN_FILES if (folder / name).exists()] + run_state.files(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove the run in ``folder``."""
+    for path in _present(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from . import checkpoint
-from .errors import UserError
+from .errors import UserError, said
 
 if TYPE_CHECKING:
     import paddle
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ppconvmixer")
 
 KEPT = 2
+MASTER = "fp32_master_0"
+"""What Paddle adds to the name of a parameter in 16 bits for its counterpart in 32."""
 
 
 def merit(values: Any, monitor: str) -> np.ndarray:
@@ -173,7 +175,11 @@ def restore(saved: Saved, model: Trainer) -> RunState:
 
     try:
         state = RunState(**saved.run)
-        network = {name: saved.arrays[f"model/{name}"] for name in model.network.state_dict()}
+        wanted = model.network.state_dict()
+        network = {name: saved.arrays[f"model/{name}"] for name in wanted}
+        for name, value in wanted.items():
+            if network[name].shape != tuple(value.shape):
+                raise ValueError(f"{name} is {network[name].shape} and not {tuple(value.shape)}")
         average = {name: saved.arrays.get(f"ema/{name}", value) for name, value in network.items()}
         parameters = dict(model.network.named_parameters())
         optimizer: dict[str, Any] = {"LR_Scheduler": saved.schedule}
@@ -183,19 +189,30 @@ def restore(saved: Saved, model: Trainer) -> RunState:
                 optimizer[f"{parameters[name].name}_{entry[0]}"] = paddle.to_tensor(value)
             elif part == "master":
                 masters = optimizer.setdefault("master_weights", {})
-                masters[parameters[name].name] = paddle.to_tensor(value)
-        model.network.set_state_dict(network)
+                masters[parameters[name].name] = master = paddle.to_tensor(value)
+                master.name = f"{parameters[name].name}_{MASTER}"  # by which the optimiser finds the entries of it
+        model.network.set_state_dict({name: _like(network[name], value) for name, value in wanted.items()})
         if model.average is not None:  # begins here where the run had none until now
-            model.average.set_state_dict(average)
+            now = model.average.state_dict()
+            model.average.set_state_dict({name: _like(average[name], value) for name, value in now.items()})
         model._optimizer.set_state_dict(optimizer)
         moved = {key.split("/")[1] for key in saved.arrays if key.startswith("optimizer/")}
         _take_up(model._optimizer, [parameters[name] for name in parameters if name in moved])
         if saved.scaler:
             model._scaler = paddle.amp.GradScaler()
             model._scaler.load_state_dict({**saved.scaler, "scale": [saved.scaler["scale"]]})
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{saved.path} does not fit this recipe ({error}); start again with --overwrite") from error
+    except (AssertionError, KeyError, TypeError, ValueError) as error:  # the first is Paddle's
+        raise UserError(
+            f"{saved.path} does not fit this recipe ({said(error)}); start again with --overwrite"
+        ) from error
     return state
+
+
+def _like(value: np.ndarray, tensor: paddle.Tensor) -> paddle.Tensor:
+    """Return ``value`` in the precision of ``tensor``, of a network in mixed precision perhaps."""
+    import paddle
+
+    return paddle.to_tensor(value).astype(tensor.dtype)
 
 
 def _take_up(optimizer: Any, parameters: list[paddle.Tensor]) -> None:

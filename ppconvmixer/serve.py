@@ -88,6 +88,7 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
 async def _body(request: Any) -> bytes:
     """Read a body of at most ``MAX_BYTES``, whatever its header says of its length, in at most ``MAX_SECONDS``."""
     from anyio import fail_after
+    from starlette.requests import ClientDisconnect
 
     content = bytearray()
     try:
@@ -96,6 +97,8 @@ async def _body(request: Any) -> bytes:
                 content += part
                 if len(content) > MAX_BYTES:
                     raise Refusal(413, f"the picture has more than {MAX_BYTES:,} bytes")
+    except ClientDisconnect as error:
+        raise Refusal(400, "the picture was cut off") from error
     except TimeoutError as error:
         raise Refusal(408, f"the picture did not arrive within {MAX_SECONDS} s") from error
     return bytes(content)

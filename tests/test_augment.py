@@ -1,9 +1,10 @@
 """What is drawn: as often, as far and as independently as the definitions say."""
 
 import numpy as np
+import pytest
 from scipy import stats
 
-from ppconvmixer import augment, randaugment, transforms, zoo
+from ppconvmixer import augment, operations, randaugment, transforms, zoo
 from ppconvmixer.augment import Augment
 from ppconvmixer.draws import Draws
 
@@ -71,11 +72,49 @@ def test_erasing_takes_rectangles_of_the_area_and_ratio_defined():
     heights, widths = gone[hit].any(axis=2).sum(axis=1), gone[hit].any(axis=1).sum(axis=1)
     areas, ratios = heights * widths / 48**2, widths / heights
     np.testing.assert_array_equal(gone[hit].sum(axis=(1, 2)), heights * widths)
-    # Whole pixels: a side of 4 to 50 pixels is off by half a pixel at most.
+    # Whole pixels: a side of 4 to 50 pixels is off by half a pixel at most. Of the limits, see the next test.
     assert areas.min() > 0.015 and areas.max() < 0.345 and abs(areas.mean() - (0.02 + 1 / 3) / 2) < 0.01
     assert 0.25 < ratios.min() < 0.4 and 2.7 < ratios.max() < 3.8 and abs(np.log(ratios).mean()) < 0.06
     corners = gone[hit][:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=0)
     assert corners.max() < 0.05 and gone[hit].any(axis=0).all()
+
+
+@pytest.mark.parametrize(("mode", "largest", "widest"), [("pixel", 1 / 3, 1 / 0.3), ("const", 0.33, 3.3)])
+def test_rectangles_have_the_limits_of_timm_and_torchvision(monkeypatch, mode, largest, widest):
+    """Drawn for a picture so large that whole pixels do not matter: the area uniform, the log of the ratio uniform."""
+    sides = []
+    original = augment._rectangles
+    monkeypatch.setattr(augment, "_rectangles", lambda *given: iter(sides.append(list(original(*given))) or ()))
+    images = np.broadcast_to(np.float32(0), (400, 3, 10_000, 10_000))  # takes no memory; nothing is erased
+    augment.erase(images, Draws(0, 0, range(400)), Augment(erasing=1.0, erasing_mode=mode))
+    widths, heights = np.array([side[:2] for tries in sides for side in tries]).T
+    areas, ratios = widths * heights / 1e8, np.log(widths / heights)
+    assert stats.kstest(areas, stats.uniform(0.02, largest - 0.02).cdf).pvalue > CHANCE
+    assert stats.kstest(ratios, stats.uniform(np.log(0.3), np.log(widest / 0.3)).cdf).pvalue > CHANCE
+    assert abs(areas.max() - largest) < 5e-4 and abs(np.exp(ratios.max()) - widest) < 5e-3
+
+
+def test_jitter_draws_three_factors_and_an_order(monkeypatch):
+    """torchvision's ``ColorJitter``: each factor uniform in [1 - c, 1 + c], all orders alike, all independent."""
+    count, calls = 6000, []
+
+    def note(operation, pictures, chosen, factors):
+        calls.append((operation, chosen.copy(), factors.copy()))
+
+    monkeypatch.setattr(augment.operations, "apply", note)
+    augment.jitter(np.zeros((count, 1, 1, 3), np.uint8), Draws(0, 0, range(count)), 0.4)
+    kinds = (operations.brightness, operations.contrast, operations.color)
+    turns = np.full((3, count), -1)
+    for place, (operation, chosen, _) in enumerate(calls):
+        turns[kinds.index(operation), chosen] = place // 3
+    assert (np.sort(turns, axis=0) == np.arange(3)[:, None]).all()  # each of the three once
+    factors = [next(f for operation, _, f in calls if operation is kind) for kind in kinds]
+    for kind, drawn in zip(kinds, factors):
+        assert stats.kstest(drawn, stats.uniform(0.6, 0.8).cdf).pvalue > CHANCE
+        assert all((f == drawn).all() for operation, _, f in calls if operation is kind)
+    _, orders = np.unique(turns, axis=1, return_counts=True)
+    assert len(orders) == 6 and stats.chisquare(orders).pvalue > CHANCE
+    assert np.abs(np.corrcoef([*factors, *turns[:2]])[np.triu_indices(4, 1)]).max() < 4 / np.sqrt(count)
 
 
 def test_erased_pixels_are_normal_noise():

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,12 +82,48 @@ def test_overwrite_replaces_the_run_and_nothing_else(class_folders, tmp_path):
     assert len(checkpoint.read(tmp_path / "best.pdparams")) == 56
 
 
+def test_what_cannot_begin_costs_nothing_of_the_run_before(finished, class_folders, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    own = small(class_folders, f"model.weights={run / 'best.pdparams'}")
+    with pytest.raises(UserError, match="model.weights .* is of the run that would be replaced; choose another"):
+        finetune.finetune(own, run, overwrite=True)
+    teacher = ["distill.teacher=convmixer_tiny", f"distill.weights={run / 'best.pdparams'}"]
+    with pytest.raises(UserError, match="distill.weights .* is of the run that would be replaced"):
+        finetune.finetune(small(class_folders, *teacher), run, overwrite=True)
+    nowhere = small(class_folders, f"model.weights={tmp_path / 'nowhere.pdparams'}")
+    with pytest.raises(UserError, match="nowhere.pdparams"):
+        finetune.finetune(nowhere, run, overwrite=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="nowhere.pdparams"):
+        finetune.finetune(nowhere, tmp_path / "new")
+    finetune.finetune(small(class_folders, "train.epochs=1"), tmp_path / "new")  # nothing is in its way
+
+
 def test_early_stopping(class_folders, tmp_path):
     ours = small(class_folders, "train.epochs=30", "train.patience=2", "optimizer.lr=1e-12", "schedule.name=constant")
-    finetune.finetune(ours, tmp_path / "run")
-    result = json.loads((tmp_path / "run/result.json").read_text())
-    assert result["best_epoch"] + 2 < 30
+    result = finetune.finetune(ours, tmp_path / "run")
+    assert result["epochs"] == result["best_epoch"] + 2 < 30
     assert "stopping" in (tmp_path / "run/log.txt").read_text()
+    states = [path.name for path in run_state.files(tmp_path / "run")]
+    assert finetune.finetune(ours, tmp_path / "run", resume=True) == result  # it has stopped for good
+    assert [path.name for path in run_state.files(tmp_path / "run")] == states
+
+
+def test_numbers_of_classes_that_run_ahead_of_the_pictures(class_folders, tmp_path, caplog):
+    names = [f"train/cat/cat {i}.png" for i in range(4)] + [f"train/dog/dog {i}.png" for i in range(4)]
+
+    def listed(labels):
+        (tmp_path / "train.txt").write_text("".join(f"{name} {label}\n" for name, label in zip(names, labels)))
+        (tmp_path / "val.txt").write_text("val/cat/cat 0.png 1\n")
+        data = ["data.dataset=list", f"data.train={tmp_path / 'train.txt'}", f"data.val={tmp_path / 'val.txt'}"]
+        return small(class_folders, *data, "train.epochs=1")
+
+    with pytest.raises(UserError, match=r"dog 3.png has the label 1440764, which makes 1,440,765 classes of 8 train"):
+        finetune.finetune(listed([0, 0, 0, 0, 1, 1, 1, 1440764]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    finetune.finetune(listed([1, 1, 1, 1, 2, 2, 2, 2]), tmp_path / "run")
+    assert "1 of 3 classes have no training picture, such as 0" in caplog.text
 
 
 GRADUAL = ["train.epochs=4", "finetune.freeze=true", "finetune.unfreeze=[{epoch: 1, blocks: 2}, {epoch: 3, blocks: 4}]"]

@@ -137,6 +137,10 @@ def test_smoothing_is_that_of_whole_labels():
         wide = logits.astype(np.float64)
         expected = -(targets * (wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))).sum(axis=1).mean()
         np.testing.assert_allclose([float(whole), float(soft)], expected, rtol=1e-5)
+        rough = paddle.to_tensor(logits.astype(np.float16))  # as mixed precision gives them
+        for loss, wanted in ((losses.create_loss(smoothing), labels), (losses.create_loss(soft=True), targets)):
+            found = loss(rough, paddle.to_tensor(wanted))
+            assert found.dtype == paddle.float32 and abs(float(found) - expected) < 1e-2
 
 
 def test_mixed_targets_are_smoothed_too():

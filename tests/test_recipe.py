@@ -142,6 +142,11 @@ def test_validation_pictures_never_lie_in_the_training_part():
     assert recipe.load("digits", [*folder, "data.train=train"]).data.val == "val"
 
 
+def test_drop_path_wants_a_second_block():
+    with pytest.raises(UserError, match="model.drop_path has no effect on a network of 1 blocks; leave it out"):
+        recipe.load("digits", ["model.name=convmixer_16_1_ks3_p4", "model.drop_path=0.1"])
+
+
 @pytest.mark.parametrize("idle", ["model.drop_path=0.1", "finetune.layer_decay=0.5"])
 def test_what_only_blocks_feel_is_refused_where_the_head_alone_is_trained(idle):
     frozen = ["model.weights=x.pdparams", "finetune.freeze=true", idle]

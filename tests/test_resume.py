@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from ppconvmixer import UserError, callbacks, checkpoint, finetune, recipe, run_state
+from ppconvmixer import UserError, callbacks, checkpoint, finetune, recipe, run_state, zoo
 from ppconvmixer.optim import lr_factor
 from ppconvmixer.stopping import Stopped, StopWish
 from ppconvmixer.trainer import Trainer
@@ -306,7 +307,23 @@ def test_two_damaged_states_are_refused_and_kept(stopped):
     assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and p.name != "log.txt"} == held
 
 
-def test_a_state_of_another_optimiser_is_refused(stopped):
+def test_a_state_of_another_optimiser_or_other_classes_is_refused_and_stays(stopped, class_folders, tmp_path):
+    overrides, run, folder = stopped
+    held = {name: (run / name).read_bytes() for name in ("recipe.yaml", "pictures.csv", "environment.json")}
+    (ours,) = (word for word in overrides if word.startswith("optimizer.name="))
+    other = "optimizer.name=sgd" if ours.endswith("adamw") else "optimizer.name=adamw"
+    with pytest.raises(UserError, match="does not fit this recipe .*start again with --overwrite"):
+        train([*overrides, other], run, resume=True, allow_changes=True)
+    more = shutil.copytree(class_folders, tmp_path / "more")
+    shutil.copytree(more / "train/owl", more / "train/swan")
+    with pytest.raises(UserError, match=r"does not fit this recipe \(head.weight is \(64, 3\) and not \(64, 4\)\)"):
+        train([*overrides, f"data.path={more}"], run, resume=True, allow_changes=True)
+    assert {name: (run / name).read_bytes() for name in held} == held
+    train(overrides, run, resume=True)
+    assert_same_run(run, folder)
+
+
+def test_a_state_that_lacks_an_entry_is_refused(stopped):
     overrides, run, _ = stopped
     saved = run_state.read(run)
     records = {k: getattr(saved, k) for k in ("run", "schedule", "scaler", "facts")}
@@ -341,9 +358,57 @@ def test_a_changed_batch_leaves_the_schedule_in_its_place(class_folders, tmp_pat
     assert result["best_epoch"] == 1 + int(np.argmin(losses))  # by the new figure
 
 
-def test_changed_pictures_are_refused_with_the_difference_unless_told_otherwise(class_folders, tmp_path):
-    import shutil
+def test_the_best_of_an_average_stays_when_the_run_goes_on_without(class_folders, tmp_path):
+    overrides = settings(class_folders, "train.epochs=1", "train.ema=0.5", "schedule.name=constant")
+    train(overrides, tmp_path)
+    best = [(tmp_path / name).read_bytes() for name in ("best.pdparams", "best.json")]
+    train([*overrides, "train.ema=null"], tmp_path, resume=True, allow_changes=True)
+    assert [(tmp_path / name).read_bytes() for name in ("best.pdparams", "best.json")] == best
 
+
+def test_going_on_needs_no_weights_to_begin_with(class_folders, tiny_weights, tmp_path):
+    begin = tmp_path / "begin.pdparams"
+    begin.write_bytes(tiny_weights.read_bytes())
+    overrides = settings(class_folders, f"model.weights={begin}", "schedule.name=constant")
+    whole = tmp_path / "whole"
+    train([*overrides, "train.epochs=2"], whole)
+    train([*overrides, "train.epochs=1"], tmp_path / "run")
+    begin.unlink()
+    train([*overrides, "train.epochs=2"], tmp_path / "run", resume=True, allow_changes=True)
+    assert (tmp_path / "run/last.pdparams").read_bytes() == (whole / "last.pdparams").read_bytes()
+
+
+def test_a_state_of_16_bits_with_masters_of_32_comes_back(tmp_path):
+    """As ``train.amp=O2`` has it on a GPU: parameters in float16, their counterparts and moments in float32."""
+
+    def trainer():
+        network = zoo.create_model("convmixer_16_1_ks3_p4", num_classes=3)
+        network.to(dtype="float16")
+        optimizer = paddle.optimizer.AdamW(0.1, parameters=network.parameters(), multi_precision=True)
+        model = Trainer(network)
+        model._optimizer = optimizer
+        return model, optimizer
+
+    model, optimizer = trainer()
+    run_state._take_up(optimizer, list(model.network.parameters()))
+    generator = np.random.default_rng(0)
+    for tensors in (optimizer._master_weights, *optimizer._accumulators.values()):
+        for tensor in tensors.values():
+            tensor.set_value(generator.standard_normal(tensor.shape).astype(np.float32))
+    run_state.save(tmp_path, model, run_state.RunState(steps=3), {})
+    saved = run_state.read(tmp_path)
+    assert {name.split("/")[0] for name in saved.arrays} == {"model", "master", "optimizer"}
+    other, _ = trainer()
+    assert run_state.restore(saved, other).steps == 3
+    run_state.save(tmp_path, other, run_state.RunState(steps=4), {})
+    again = run_state.read(tmp_path)
+    assert again.arrays.keys() == saved.arrays.keys() and again.path != saved.path
+    for name, value in saved.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], value, err_msg=name)
+    assert all(parameter.dtype == paddle.float16 for parameter in other.network.parameters())
+
+
+def test_changed_pictures_are_refused_with_the_difference_unless_told_otherwise(class_folders, tmp_path):
     pictures = tmp_path / "pictures"
     shutil.copytree(class_folders, pictures)
     overrides = settings(pictures, "train.epochs=1")
