@@ -1,6 +1,7 @@
 """The report on a checkpoint in many forms."""
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import paddle
 import pytest
 from conftest import refused, run
 
-from ppconvmixer import deployment, deployment_page, recipe, zoo
+from ppconvmixer import UserError, card, deployment, deployment_page, engines, export, recipe, zoo
 from ppconvmixer.trained import Trained
 
 
@@ -51,6 +52,8 @@ def test_every_form_is_there_with_its_figures(report):
         assert form["samples"] == 12 and 0 <= form["top1"] <= 1 and form["bytes"] > 10_000
         fast = form["kind"] != "sparse"
         assert bool(form["latency_ms"]) == bool(form["images_per_second"]) == bool(form["peak_mb"]) == fast
+    whole, other = forms["float32"], forms["float32, ONNX Runtime"]
+    assert 50 < other["peak_mb"] < whole["peak_mb"] - 50  # who needs no Paddle has none in its process
     exact = [form for form in forms.values() if form["kind"] == "float32"]
     assert all(form["agreement"] == 1 and form["top1"] == exact[0]["top1"] for form in exact)
 
@@ -99,6 +102,59 @@ def test_narrow_forms_have_whole_vectors_and_each_width_once(monkeypatch, tmp_pa
         network = SimpleNamespace(name=f"convmixer_{dim}_2_ks3_p2", create=lambda: paddle.nn.Linear(1, 1))
         forms = deployment._narrow(deployment.Material(network, np.zeros((2, 3, 4, 4)), None), tmp_path)
         assert [zoo.variant(form.model).dim for form in forms] == widths
+
+
+def test_what_nothing_here_runs_is_left_out(tiny_weights, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(logging.getLogger("ppconvmixer"), "propagate", True)  # whatever ran before
+    installed = engines._installed
+    monkeypatch.setattr(engines, "_installed", lambda package: package != "onnxruntime" and installed(package))
+    material = deployment.Material(Trained(tiny_weights), np.zeros((2, 3, 32, 32), np.float32), None)
+    monkeypatch.setattr(deployment, "_narrow", lambda *_: ())
+    monkeypatch.setattr(deployment, "_sparse", lambda *_: ())
+    monkeypatch.setattr(export, "quantize", lambda graph, *_: graph)
+    forms = list(deployment.make(material, tmp_path))
+    assert "openvino" in {form.engine for form in forms} and "onnxruntime" not in {form.engine for form in forms}
+    assert "left out: what ONNX Runtime runs; pip install onnxruntime" in caplog.text
+
+
+def test_pruned_networks_are_trained_for_the_input_they_are_judged_by(
+    class_folders, tiny_weights, tmp_path, monkeypatch
+):
+    from ppconvmixer import finetune
+
+    runs = []
+    monkeypatch.setattr(finetune, "finetune", lambda tuned, folder, **_: runs.append(tuned))
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(tiny_weights.read_bytes())
+    card.write(path, card.Card("convmixer_tiny", {"size": 36, "crop_pct": 0.875}))
+    data = ["data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val"]
+    train = deployment.trained_on(recipe.load("digits", [*data, "data.val_fraction=null", "input.size=32"]), 2)
+    assert train(path, "convmixer_tiny", True, tmp_path / "run") == tmp_path / "run/last.pdparams"
+    (tuned,) = runs
+    assert (tuned.input_spec().size, tuned.input_spec().crop_pct) == (36, 0.875)
+    assert tuned.train.epochs == 2 and tuned.finetune.keep_zeros and tuned.optimizer.lr == pytest.approx(0.002)
+
+
+def test_some_are_judged_from_all_over(class_folders, tiny_weights, tmp_path, monkeypatch):
+    seen = []
+
+    def measure(material, folder, rounds):
+        seen.append(material.samples.pictures.labels.tolist())
+        raise UserError("enough")
+
+    monkeypatch.setattr(deployment, "measure", measure)
+    given = (
+        "report",
+        "--weights",
+        tiny_weights,
+        "--data",
+        class_folders / "val",
+        "--calibrate",
+        class_folders / "train",
+    )
+    assert run(*given, "--limit", 3, "--output", tmp_path / "r") == 2
+    assert seen == [[0, 1, 2]]
 
 
 def test_no_other_report_is_replaced(tmp_path, tiny_weights, class_folders, capsys):

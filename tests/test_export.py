@@ -129,6 +129,24 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, tiny_weigh
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"] and target.read_text() == "of yesterday"
 
 
+@pytest.mark.parametrize("bits", [32, 16, 8])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_a_file_that_always_says_the_same_is_not_written(bits, pixels, tmp_path, tiny_weights, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    original = export.to_onnx
+
+    def wrong(model, *arguments):
+        weight = model.head.weight.numpy()
+        model.head.weight.set_value(0 * weight)
+        content = original(model, *arguments)
+        model.head.weight.set_value(weight)
+        return content
+
+    monkeypatch.setattr(export, "to_onnx", wrong)
+    with pytest.raises(UserError, match="was not written: .* makes something else of it"):
+        export.export(Trained(tiny_weights), tmp_path / "a.onnx", export.Form("onnx", pixels=pixels, bits=bits))
+
+
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_a_missing_package_is_named(kind, tmp_path, tiny_weights, capsys, monkeypatch):
     def missing(name):

@@ -120,6 +120,21 @@ def test_pruned_weights_stay_0_while_the_rest_is_trained(tmp_path, tiny_weights,
     assert result["epochs"] == 2
 
 
+def test_no_card_is_replaced(tmp_path, tiny_weights, class_folders, capsys):
+    checkpoint.write(tmp_path / "net.safetensors", checkpoint.read(tiny_weights), {"format": "pt"})
+    ours = tmp_path / "net.safetensors"
+    (tmp_path / "net.json").write_bytes(tiny_weights.with_suffix(".json").read_bytes())
+    (tmp_path / "other.json").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    command = ("prune", "--weights", ours, "--sparsity", 0.5)
+    for more in ((), ("--overwrite",)):
+        assert "net.json is an input of this command" in refused(capsys, *command, tmp_path / "net.pdparams", *more)
+    assert "other.json exists" in refused(capsys, *command, tmp_path / "other.pdparams")
+    export = ("export", "--weights", ours, "--format", "paddle", tmp_path / "net.json", "--overwrite")
+    assert "net.json is an input of this command" in refused(capsys, *export)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     good = ("prune", "--weights", tiny_weights, tmp_path / "a.pdparams")
     assert "--sparsity" in refused(capsys, *good)

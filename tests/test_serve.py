@@ -3,7 +3,11 @@
 import contextlib
 import io
 import itertools
+import logging
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,7 +17,8 @@ import pytest
 import requests
 from conftest import picture
 
-from ppconvmixer import cli, serve
+from ppconvmixer import cli, export, serve
+from ppconvmixer.exported import Exported
 from ppconvmixer.trained import Trained
 from ppconvmixer.transforms import decode, eval_transform
 
@@ -55,7 +60,13 @@ def png(seed):
     return data.getvalue()
 
 
-def test_under_load_every_answer_is_that_of_its_own_picture(address, network):
+@pytest.mark.parametrize("kind", ["dygraph", "auto", "exported"])
+def test_under_load_every_answer_is_that_of_its_own_picture(network, kind, tmp_path):
+    served = network
+    if kind == "exported":
+        pytest.importorskip("onnxruntime")
+        export.export(network, tmp_path / "a.onnx", export.Form("onnx"))
+        served = Exported(tmp_path / "a.onnx")
     engine, transform = network.engine("dygraph"), eval_transform(network.input)
     contents = [png(seed) for seed in range(16)]
     logits = engine(np.stack([transform(decode(content)) for content in contents]))
@@ -66,7 +77,8 @@ def test_under_load_every_answer_is_that_of_its_own_picture(address, network):
         answer = requests.post(f"{address}/predict", data=contents[number % 16], timeout=60)
         return number % 16, answer.status_code, answer.json()
 
-    with ThreadPoolExecutor(8) as clients:
+    app = serve.create_app(served, "auto" if kind == "exported" else kind)
+    with running(app) as address, ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(ask, range(200)))
         assert requests.get(f"{address}/health", timeout=60).json()["status"] == "ok"
     assert len(answers) == 200
@@ -134,6 +146,39 @@ def test_a_picture_that_does_not_arrive_is_given_up(network, monkeypatch):
         monkeypatch.setattr(serve, "MAX_SECONDS", 60)
         after = requests.post(f"{address}/predict", data=png(0), timeout=60)
         assert after.status_code == 200  # its place is free again
+
+
+def test_a_client_that_goes_away_is_no_error_of_the_server(network):
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    with running(serve.create_app(network, "dygraph")) as address:
+        logging.getLogger("uvicorn.error").addHandler(handler)
+        try:
+            host, port = address.rsplit("/", 1)[1].split(":")
+            with socket.create_connection((host, int(port)), 60) as gone:
+                gone.sendall(head + b"a few bytes")
+                time.sleep(0.2)  # they are being read
+            assert requests.post(f"{address}/predict", data=png(0), timeout=60).status_code == 200
+        finally:
+            logging.getLogger("uvicorn.error").removeHandler(handler)
+    assert said == []
+
+
+def test_the_command_serves_until_ctrl_c(tiny_weights):
+    command = [sys.executable, "-m", "ppconvmixer", "serve", "--weights", tiny_weights, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            line = server.stdout.readline()
+            address = line.split()[0]
+            assert "takes pictures; stop with Ctrl-C" in line
+            answer = requests.post(address, data=png(0), timeout=60)
+            assert answer.status_code == 200 and answer.json()["model"] == "convmixer_tiny"
+        finally:
+            server.send_signal(signal.SIGINT)
+            _, told = server.communicate(timeout=60)
+        assert "Traceback" not in told
 
 
 def test_other_routes_and_methods(address):
