@@ -1,6 +1,9 @@
 """Runs made sick on purpose, and a healthy one: every disease is named, and the healthy run has none."""
 
+import dataclasses
 import json
+import shlex
+import shutil
 import signal
 import time
 
@@ -10,7 +13,20 @@ import pytest
 from conftest import picture, refused, run
 from PIL import Image
 
-from ppconvmixer import UserError, callbacks, card, checkpoint, datasets, finetune, recipe, records, run_state, zoo
+from ppconvmixer import (
+    UserError,
+    callbacks,
+    card,
+    checkpoint,
+    datasets,
+    finetune,
+    losses,
+    recipe,
+    records,
+    report,
+    run_state,
+    zoo,
+)
 from ppconvmixer.files import shipped
 from ppconvmixer.insight import diagnose, diseases, remedies
 from ppconvmixer.insight.evidence import Evaluations, Evidence, gather
@@ -105,6 +121,11 @@ def sick(tmp_path_factory, digits):
         ],
         "broken": lambda: [*few, *sgd, broken_weights("broken", kill), "optimizer.lr=1e-4", "train.epochs=3"],
         "exploding": lambda: [*few, *sgd, broken_weights("large", inflate), "optimizer.lr=1e-9", "train.epochs=3"],
+        "gradual": lambda: [
+            *(f"model.weights={find('healthy')[0] / 'best.pdparams'}", "optimizer.lr=0.005", "finetune.freeze=true"),
+            *("finetune.unfreeze=[{epoch: 1, blocks: 1}, {epoch: 3, blocks: 2, stem: true}]", "train.epochs=6"),
+            *("train.label_smoothing=0.1", "schedule.name=cosine"),
+        ],
         "plateau": lambda: [  # labels that say nothing of the pictures, and too small a network to learn them by heart
             *lists(range(400, 700), range(700, 800), np.random.default_rng(0).permutation(datasets.digits().labels)),
             *("model.name=convmixer_2_1_ks1_p16", "schedule.name=constant", "train.epochs=8"),
@@ -227,6 +248,12 @@ def test_a_run_whose_first_loss_was_no_number_is_named_without_curves(sick, tmp_
         (folder / "not_finite.txt").write_text("a.png\n")
 
 
+def test_nothing_is_named_where_the_layers_of_a_good_network_thaw_one_after_the_other(sick):
+    _, evidence, facts = sick("gradual")
+    assert facts["findings"] == [], diagnose.table(facts)
+    assert evidence.recipe.finetune.unfreeze and evidence.recipe.train.label_smoothing
+
+
 def test_what_another_disease_explains_is_not_judged(sick):
     _, _, facts = sick("too high")
     assert {"disease": "underfitting", "reason": "see first: diverging"} in facts["not_judged"]
@@ -249,14 +276,58 @@ def test_suspects_are_those_off_the_diagonal_that_speak_against_the_label():
     logits[np.arange(400), labels] += 2
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     usual = [np.mean([p[j] for p, y in zip(probabilities, labels) if y == j]) for j in range(3)]
-    expected = set()
+    expected = {}
     for i, (p, y) in enumerate(zip(probabilities, labels)):
         sure = [j for j in range(3) if p[j] >= usual[j]]
-        if sure and max(sure, key=lambda j: p[j]) != y and p[y] < 0.5 / 4:
-            expected.add(i)
-    found = diseases.suspects(labels, probabilities)
-    assert set(found.tolist()) == expected and 3 < len(expected) < 100
-    assert diseases.suspects(labels, np.full((400, 4), 0.25)).size == 0
+        other = max(sure, key=lambda j: p[j]) if sure else y
+        if other != y and p[y] < 0.5 / 4:
+            expected[i] = other
+    places, others = diseases.suspects(labels, probabilities)
+    assert dict(zip(places.tolist(), others.tolist())) == expected and 3 < len(expected) < 100
+    assert diseases.suspects(labels, np.full((400, 4), 0.25))[0].size == 0
+
+
+def test_a_suspect_is_taken_for_the_class_it_is_suspected_to_be():
+    """Class 0 is usually told with 0.9, so 0.55 is not sure of it, while 0.45 is more than class 1 usually gets."""
+    probabilities = np.array([[0.9, 0.05, 0.05], [0.6, 0.4, 0.0], [0.1, 0.1, 0.8], [0.55, 0.45, 0.0]])
+    places, others = diseases.suspects(np.array([0, 1, 2, 2]), probabilities)
+    assert places.tolist() == [3] and others.tolist() == [1]
+
+
+def test_what_a_network_that_is_often_wrong_holds_against_labels_is_not_heard():
+    """It gives its guess 0.7, is right in 70 % of the cases, and doubts the label in all others."""
+    rng, count = np.random.default_rng(0), 1000
+    guess = rng.integers(0, 10, count)
+    probabilities = np.full((count, 10), 0.3 / 9)
+    probabilities[np.arange(count), guess] = 0.7
+    labels = np.where(rng.random(count) < 0.7, guess, (guess + rng.integers(1, 10, count)) % 10)
+    assert len(diseases.suspects(labels, probabilities)[0]) > 0.25 * count
+    examination = Examination(tuple(map(str, range(count))), labels, probabilities, count, (), 1.0, 1.0, 256)
+    with pytest.raises(diseases.NotJudged, match="its word is weak"):
+        diseases.label_noise(Evidence("x", {}, classes=tuple("abcdefghij"), examination=examination))
+
+
+def test_the_least_loss_is_the_entropy_of_the_targets():
+    def run(*overrides):
+        return Evidence("x", {}, recipe=recipe.load("digits", overrides), classes=tuple("0123456789"))
+
+    assert remedies.least_loss(run()) == pytest.approx(0)
+    floor = -(0.91 * np.log(0.91) + 9 * 0.01 * np.log(0.01))
+    assert remedies.least_loss(run("train.label_smoothing=0.1")) == pytest.approx(floor)
+    mixed = remedies.least_loss(run("augment.mixup=1"))  # a share uniform in [0, 1] has half a nat of entropy
+    assert mixed == pytest.approx(0.9 * 0.5, rel=0.02)
+    half = remedies.least_loss(run("augment.mixup=1", "augment.mix_prob=0.5"))
+    assert half == pytest.approx(mixed / 2)
+    targets = losses.soft_targets(np.arange(10), 10, 0.1)
+    share = np.random.default_rng(0).beta(0.5, 0.5, 10_000)[:, None]
+    blended = share * targets[0] + (1 - share) * targets[1]
+    expected = 0.1 * floor + 0.9 * -(blended * np.log(blended)).sum(axis=1).mean()
+    both = remedies.least_loss(run("train.label_smoothing=0.1", "augment.mixup=0.5", "augment.cutmix=0.5"))
+    assert both == pytest.approx(expected, rel=1e-4)
+    distilled = run(
+        "train.label_smoothing=0.1", "distill.teacher=convmixer_tiny", "distill.weights=x", "distill.alpha=0.7"
+    )
+    assert remedies.least_loss(distilled) == pytest.approx(0.3 * floor)
 
 
 # --- what is measured on the network --------------------------------------------------------------------
@@ -300,13 +371,16 @@ def test_the_batch_is_the_first_of_the_last_epoch_as_training_saw_it(digits):
 # --- shapes of curves, written as a run writes them ------------------------------------------------------
 
 
-def write(folder, losses, rates=None, norms=None, epochs=0, overrides=(), top1=0.5):
-    """Write records of a run with so many evaluations, evenly spaced."""
+def write(folder, losses, rates=None, norms=None, epochs=0, overrides=(), top1=0.5, classes=0):
+    """Write records of a run with so many evaluations, evenly spaced; with ``classes`` they say how many there are."""
     from visualdl import LogWriter
 
     settings = recipe.load("digits", [*OWN, f"train.epochs={max(epochs, 1)}", *overrides])
     writer = LogWriter(logdir=str(folder), file_name=records.FILE)
     writer.add_text("recipe", settings.to_yaml(), step=0)
+    if classes:
+        last = classes - 1
+        writer.add_text(report.CONFUSION, f"label,predicted,pictures,of,for\n{last},{last},9,{last},{last}\n", step=0)
     rates = np.full(len(losses), 0.02) if rates is None else rates
     norms = np.ones(len(losses)) if norms is None else norms
     for i, (loss, rate, norm) in enumerate(zip(losses, rates, norms), 1):
@@ -323,6 +397,9 @@ def write(folder, losses, rates=None, norms=None, epochs=0, overrides=(), top1=0
 STEPS = np.arange(200)
 FALLING = 2.3 * np.exp(-STEPS / 40) + 0.05 + 0.02 * np.sin(STEPS)
 FLAT = 1.0 + 1.3 * np.exp(-STEPS / 10)
+LEAST = 0.51 + 1.8 * np.exp(-STEPS / 10)  # of targets smoothed by 0.1, of which 0.50 is the entropy
+THAWED = {"norms": np.where(STEPS < 100, 1.0, 30.0)}
+GRADUAL = ["model.weights=x", "finetune.freeze=true", "finetune.unfreeze=[{epoch: 1, blocks: 2}]"]
 
 
 def spiky(values, factor):
@@ -337,6 +414,13 @@ def spiky(values, factor):
         (FALLING, {}, set()),
         (FLAT, {"epochs": 2}, {"plateau"}),
         (FLAT, {"rates": 0.02 * np.cos(STEPS / 200 * np.pi / 2) ** 4}, set()),  # it has settled, as it was to
+        (FLAT, {"epochs": 2, "overrides": ["train.epochs=4"]}, set()),  # the rate of onecycle is yet to fall
+        (LEAST, {"epochs": 2, "classes": 10}, {"plateau"}),
+        (LEAST, {"epochs": 2, "classes": 10, "overrides": ["train.label_smoothing=0.1"]}, set()),  # there is no less
+        (0.02 + STEPS / 1e4, {}, set()),  # it goes on from good weights, and how many classes there are is not said
+        (0.02 + STEPS / 500, {}, {"loss rising"}),
+        (FALLING, {**THAWED, "epochs": 2}, {"exploding gradients"}),
+        (FALLING, {**THAWED, "epochs": 2, "overrides": GRADUAL}, set()),
         (
             np.where(STEPS < 120, FALLING, FALLING[120] + (STEPS - 120) / 80),
             {},
@@ -498,6 +582,15 @@ def test_inspect_diagnose(sick, tmp_path, capsys):
     assert (tmp_path / "b.svg").read_bytes().startswith(b"<?xml")
 
 
+def test_the_advice_names_the_recipe_that_is_there(sick, tmp_path):
+    folder, _, _ = sick("too high")
+    for path in (folder, folder / "visualdl", folder / "visualdl" / records.FILE):
+        told = diagnose.table(diagnose.describe(gather(path)))
+        assert f"ppconvmixer finetune -c {shlex.quote(str(folder / 'recipe.yaml'))} -o" in told
+    alone = shutil.copytree(folder / "visualdl", tmp_path / "a/b/c")
+    assert "ppconvmixer finetune -c RECIPE -o" in diagnose.table(diagnose.describe(gather(alone)))
+
+
 def test_pictures_that_moved_are_said_to_be_missing_and_found_with_data(sick, tmp_path, capsys):
     folder, _, _ = sick("large pictures")
     moved = folder.parent / "moved"
@@ -617,8 +710,6 @@ def test_going_on_records_what_an_unbroken_run_does(digits, tmp_path, monkeypatc
 
 
 def test_a_run_that_goes_on_is_no_longer_said_to_have_broken(sick, tmp_path):
-    import shutil
-
     folder, _, facts = sick("too low")
     shutil.copytree(folder, tmp_path / "run")
     (tmp_path / "run/not_finite.txt").write_text("1.png\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -71,7 +72,8 @@ def table(facts: dict[str, Any]) -> str:
             settings = " ".join(shlex.quote(setting) for setting in advice["settings"] or ())
             lines.append(f"    try -o {settings}   ({advice['why']})" if settings else f"    {advice['why']}")
     if any(advice["settings"] for finding in facts["findings"] for advice in finding["advice"]):
-        name = shlex.quote(f"{facts['run']}/recipe.yaml")
+        near = (folder / "recipe.yaml" for folder in (Path(facts["run"]), *Path(facts["run"]).parents[:2]))
+        name = shlex.quote(str(next((path for path in near if path.is_file()), "RECIPE")))
         lines.append(f"one change at a time: ppconvmixer finetune -c {name} -o KEY=VALUE ... --output ANOTHER_FOLDER")
     if facts["nothing_found"]:
         lines.append(f"looked for and not found: {', '.join(facts['nothing_found'])}")
@@ -175,13 +177,14 @@ def _suspects(run: Evidence) -> list[dict[str, Any]]:
     found = run.examination
     if found is None:
         return []
+    places, others = suspects(found.labels, found.probabilities)
     return [
         {
             "picture": found.names[i],
             "given": class_name(run, found.labels[i]),
             "probability_of_given": float(found.probabilities[i, found.labels[i]]),
-            "taken_for": class_name(run, int(found.probabilities[i].argmax())),
-            "probability": float(found.probabilities[i].max()),
+            "taken_for": class_name(run, other),
+            "probability": float(found.probabilities[i, other]),
         }
-        for i in suspects(found.labels, found.probabilities).tolist()
+        for i, other in zip(places.tolist(), others.tolist())
     ]

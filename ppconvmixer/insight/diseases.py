@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -24,8 +25,8 @@ PARTS = 20
 DIVERGED = 1.5
 """Loss at the end, by that of a network that knows nothing. Guessing is never so wrong: being sure and wrong is."""
 RISEN = 1.2
-"""Loss at the end, by the lowest of a part of the run. In a healthy run of ours the last part is the lowest; parts of
-a run of 4 epochs (20 steps each) still differ by a tenth."""
+"""Loss of the last tenth of a run, by the lowest of its tenths. In a healthy run of ours the last is the lowest; those of
+a run of 4 epochs (40 steps each) still differ by a tenth."""
 SHOT_UP = 1.5
 """Loss of a part, by the lowest one before, or by that of a network that knows nothing."""
 BEFORE = 20
@@ -43,7 +44,8 @@ GAP, GAP_SHARE = 0.05, 2 / 3
 """Accuracy on training pictures less that on others, and what share of the error on others that is. With two thirds,
 more of the error comes from not generalising than twice over from not fitting."""
 UNFIT = 0.2
-"""Share of the training pictures that a network that fits them may tell wrong."""
+"""Share of the training pictures that a network that fits them may tell wrong; of one that does not, what it holds
+against a label has little weight."""
 FLAT = 0.01
 """Share of the loss that the last 15 % of a run take off the 15 % before; 60 such steps would not halve it."""
 SOLVED = 0.1
@@ -122,16 +124,18 @@ def diverging(run: Evidence) -> Optional[Finding]:
 
 def rising(run: Evidence) -> Optional[Finding]:
     """The loss ends higher than it was, and by more than chance."""
-    parts = _parts(run)
-    if diverging(run):
+    _parts(run)  # there are enough steps
+    with contextlib.suppress(NotJudged):
+        if diverging(run):
+            return None
+    tenths = np.array_split(_finite(run), PARTS // 2)
+    levels, errors = np.array([(part.mean(), part.std() / math.sqrt(len(part))) for part in tenths]).T
+    low = int(np.argmin(levels))
+    rise, error = levels[-1] - levels[low], math.hypot(errors[-1], errors[low])
+    if low == len(levels) - 1 or levels[-1] < RISEN * levels[low] or rise < max(NOTICEABLE, 3 * error):
         return None
-    low = int(np.argmin(parts))
-    last = np.array_split(_finite(run), PARTS)[-1]
-    error = last.std() / math.sqrt(len(last))
-    if low > PARTS - 3 or parts[-1] < RISEN * parts[low] or parts[-1] - parts[low] < max(NOTICEABLE, 3 * error):
-        return None
-    at = _at(run, round((low + 0.5) / PARTS * len(_finite(run))))
-    lines = (f"the training loss was {parts[low]:.3g} around {at} and is {parts[-1]:.3g} in the last twentieth",)
+    at = _at(run, round((low + 0.5) / len(levels) * len(_finite(run))))
+    lines = (f"the training loss was {levels[low]:.3g} around {at} and is {levels[-1]:.3g} in the last tenth",)
     return Finding(lines, remedies.calmer(run, 3))
 
 
@@ -140,10 +144,14 @@ def plateau(run: Evidence) -> Optional[Finding]:
     parts, rates = _parts(run), _need_rates(run)
     if diverging(run) or rising(run) or (run.finished and rate_too_low(run)):
         return None
-    before, last = parts[-6:-3].mean(), parts[-3:].mean()
+    least = remedies.least_loss(run)
+    before, last, ignorant = parts[-6:-3].mean() - least, parts[-3:].mean() - least, _ignorant(run) - least
     share = rates[-len(rates) * 3 // 10 :].mean() / rates.max()
-    if (before - last) / before >= FLAT or last < SOLVED * _ignorant(run) or share < RATE_LEFT:
+    if before - last >= FLAT * before or last < SOLVED * ignorant or share < RATE_LEFT:
         return None
+    if run.finished is False and run.recipe and run.recipe.schedule.name != "constant":
+        raise NotJudged("the run is under way, and its learning rate is yet to fall")
+    before, last = before + least, last + least
     lines = (
         f"the training loss is {last:.3g} over the last 15 % of the run, {before:.3g} over the 15 % before",
         f"the learning rate is still at {share:.0%} of its largest in the last 30 %",
@@ -221,7 +229,10 @@ def overfitting(run: Evidence) -> Optional[Finding]:
     low = int(np.argmax(merit(told.loss, "loss")))
     after = told.loss[low + 1 :]
     if (
-        len(after) > 1
+        not remedies.least_loss(
+            run
+        )  # by soft targets a network learns to be less sure, which this loss holds against it
+        and len(after) > 1
         and after[-3:].min() >= EVAL_RISEN * told.loss[low]
         and told.train_loss[-1] < told.train_loss[low]
     ):
@@ -302,7 +313,8 @@ def exploding_gradients(run: Evidence) -> Optional[Finding]:
     """Gradients far above what they were, or those of a layer far above those of the others."""
     lines, norms = [], run.norms
     if len(norms) >= PARTS:
-        usual = _before(norms)
+        stretches = [part for part in np.split(norms, _thaws(run)) if len(part)]  # of other layers, of another size
+        usual = np.concatenate(list(map(_before, stretches)))
         high = np.flatnonzero(norms > EXPLODED * usual)
         if len(high) > max(2, SPIKES * len(norms)):
             worst = high[np.argmax(norms[high] / usual[high])]
@@ -311,7 +323,8 @@ def exploding_gradients(run: Evidence) -> Optional[Finding]:
                 f"{len(norms)} steps; at {_at(run, run.norm_steps[worst])} it is {norms[worst]:.3g}, before "
                 f"{usual[worst]:.3g}"
             )
-        tenths = [np.median(part) for part in np.array_split(norms, 10)]
+        last = stretches[-1]
+        tenths = [np.median(part) for part in np.array_split(last, 10)] if len(last) >= PARTS else [0.0]
         if tenths[-1] > EXPLODED * min(tenths):
             lines.append(f"the gradient norm grew from {min(tenths):.3g} to {tenths[-1]:.3g} in the last tenth")
     for name, share in _by_layer(run).items():
@@ -382,23 +395,23 @@ def statistics_off(run: Evidence) -> Optional[Finding]:
 def label_noise(run: Evidence) -> Optional[Finding]:
     """Pictures whose given class the network speaks against while it is sure of another."""
     found = run.examination
-    if found.top1 < 0.5:
+    if found.top1 < 1 - UNFIT:
         raise NotJudged(f"the network tells {100 * found.top1:.0f} % of the training pictures right; its word is weak")
-    places = suspects(found.labels, found.probabilities)
+    places, others = suspects(found.labels, found.probabilities)
     share = len(places) / len(found.labels)
     if share < WRONG_LABELS:
         return None
 
-    def word(i: int) -> str:
-        given, other = found.labels[i], found.probabilities[i].argmax()
-        return (
-            f"{found.names[i]} ({class_name(run, given)}; {found.probabilities[i, other]:.0%} {class_name(run, other)})"
-        )
+    def word(i: int, other: int) -> str:
+        sure = f"{found.probabilities[i, other]:.0%} {class_name(run, other)}"
+        return f"{found.names[i]} ({class_name(run, found.labels[i])}; {sure})"
+
+    surest = list(map(word, places[:SHOWN].tolist(), others[:SHOWN].tolist()))
 
     lines = (
         f"{len(places)} of {len(found.labels)} training pictures ({100 * share:.1f} %) look like another class than "
         "the one they are given",
-        f"the surest: {_some([brief(word(i)) for i in places[:SHOWN]], len(places))}",
+        f"the surest: {_some(list(map(brief, surest)), len(places))}",
     )
     advice = (
         Advice("look at these pictures and mend their labels; --json lists all"),
@@ -411,8 +424,8 @@ def label_noise(run: Evidence) -> Optional[Finding]:
     return Finding(lines, advice)
 
 
-def suspects(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the places of pictures whose label is likely wrong, the likeliest first, int64.
+def suspects(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of pictures whose label is likely wrong, the likeliest first, and the classes they look like.
 
     They are off the diagonal of the confident joint (Northcutt, Jiang & Chuang 2021, "Confident learning", equations
     1 and 2): of the classes whose probability reaches the mean that pictures given that class have, the most probable
@@ -422,6 +435,9 @@ def suspects(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     Args:
         labels: int64 (samples,).
         probabilities: float64 (samples, classes).
+
+    Returns:
+        Two of int64 (suspects,).
     """
     count, classes = probabilities.shape
     own = probabilities[np.arange(count), labels]
@@ -433,7 +449,8 @@ def suspects(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     found = (sure.max(axis=1) >= 0) & (other != labels) & (own < DOUBT / classes)
     margin = own - sure.max(axis=1)
     places = np.flatnonzero(found)
-    return places[np.argsort(margin[places], kind="stable")]
+    places = places[np.argsort(margin[places], kind="stable")]
+    return places, other[places]
 
 
 def class_imbalance(run: Evidence) -> Optional[Finding]:
@@ -503,7 +520,19 @@ def _need_rates(run: Evidence) -> np.ndarray:
 
 def _ignorant(run: Evidence) -> float:
     """Return the loss of a network that knows nothing: ln(classes), or what the run began with if that is more."""
-    return float(max(_finite(run)[0], math.log(len(run.classes)) if run.classes else 0.0))
+    first = float(_finite(run)[0])
+    if not run.classes and first < math.log(2):  # what knowing nothing of two classes costs
+        raise NotJudged("the run began with what it knew, and how many classes there are is not recorded")
+    return max(first, math.log(len(run.classes)) if run.classes else 0.0)
+
+
+def _thaws(run: Evidence) -> list[int]:
+    """Return the places in ``run.norms`` from which on more layers were trained."""
+    if not run.recipe or not run.evaluations:
+        return []
+    ends = run.evaluations.ends
+    steps = [ends[stage.epoch - 1] for stage in run.recipe.finetune.unfreeze if 0 < stage.epoch <= len(ends)]
+    return np.searchsorted(run.norm_steps, steps, side="right").tolist()
 
 
 def _before(values: np.ndarray) -> np.ndarray:

@@ -198,6 +198,10 @@ def _written(folder: Optional[Path], found: Records, gaps: dict[str, str]) -> di
         gaps["recipe"] = f"the recipe cannot be read: {error}"
     if folder is None:
         gaps["counts"] = "there are records only, no pictures.csv"
+        confusion = found.last("text", report.CONFUSION)
+        if confusion is not None:
+            names = report.read_cells(confusion.encoded_text_string)[1]
+            known["classes"] = tuple(names.get(label, str(label)) for label in range(max(names) + 1))
         return known
     broken = folder / run_folder.NOT_FINITE
     known["not_finite"] = tuple(broken.read_text("utf-8", "replace").splitlines()) if broken.is_file() else ()
