@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any, Optional
 
@@ -25,6 +26,8 @@ from .arguments import (
     share,
 )
 from .errors import UserError
+
+logger = logging.getLogger("ppconvmixer")
 
 
 def add(commands: Any) -> None:
@@ -177,7 +180,11 @@ def _complexity(options: argparse.Namespace) -> None:
         raise UserError("--batch-size has no effect with --scale and --separable, which take one picture; leave it out")
     batch_size = options.batch_size or 1
     check_picture(options.output, options.networks)
-    found = [networks.find(name, options.size) for name in options.networks or networks.compared()]
+    chosen = options.networks or networks.compared(options.size)
+    left_out = [] if options.networks else [name for name in networks.compared() if name not in chosen]
+    if left_out:
+        logger.warning("left out, as Paddle lacks them and other sizes are published: %s", ", ".join(left_out))
+    found = [networks.find(name, options.size) for name in chosen]
     if options.scale:
         facts, table, draw = scaling.describe(found[0], options.scale), scaling.table, scaling.draw
     elif options.separable:
@@ -309,7 +316,7 @@ def _diagnose(options: argparse.Namespace) -> None:
 
 # --- design-space ---------------------------------------------------------------------------------
 
-_TRAINING = {"eta": 2, "finalists": 3, "tolerance": 5.0, "runs": "runs/design-space"}  # what --budget takes, by default
+_TRAINING = {"eta": 2, "finalists": 4, "tolerance": 5.0, "runs": "runs/design-space"}  # what --budget takes, by default
 
 
 def _add_design_space(aspects: Any) -> None:

@@ -284,6 +284,20 @@ def test_the_command(tmp_path, capsys):
     assert facts["layers"][0]["shape"] == [64, 8, 8] and facts["macs"] == zoo.variant("convmixer_tiny").macs()
 
 
+def test_all_are_compared_at_another_size_but_those_known_at_one_alone(capsys, monkeypatch):
+    everybody = networks.compared()
+    ones = [name for name in everybody if name.startswith(("vit", "deit", "convnext"))]
+    assert networks.compared(224) == [name for name in everybody if name != "vit_base_16_384"]
+    assert networks.compared(96) == [name for name in everybody if name not in ones]
+    few = ["convmixer_1024_20_ks9_p14", "mobilenet_v1", "deit_small"]  # the others take a minute
+    original = networks.compared
+    monkeypatch.setattr(networks, "compared", lambda size=None: [name for name in original(size) if name in few])
+    assert run("inspect", "complexity", "--size", 96, "--json") == 0
+    out, err = capsys.readouterr()
+    assert [(facts["model"], facts["size"]) for facts in json.loads(out)] == [(name, 96) for name in few[:2]]
+    assert "left out, as Paddle lacks them and other sizes are published: deit_small" in err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

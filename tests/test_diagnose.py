@@ -1,6 +1,5 @@
 """Runs made sick on purpose, and a healthy one: every disease is named, and the healthy run has none."""
 
-import dataclasses
 import json
 import shlex
 import shutil
@@ -12,6 +11,7 @@ import paddle
 import pytest
 from conftest import picture, refused, run
 from PIL import Image
+from test_model import numpy_convmixer
 
 from ppconvmixer import (
     UserError,
@@ -32,6 +32,7 @@ from ppconvmixer.insight import diagnose, diseases, remedies
 from ppconvmixer.insight.evidence import Evaluations, Evidence, gather
 from ppconvmixer.insight.examination import BATCH, Examination, Norm, _batch, _norms
 from ppconvmixer.stopping import Stopped
+from ppconvmixer.trained import Trained
 
 SMALL = "convmixer_16_2_ks3_p4"
 OWN = [f"model.name={SMALL}", "train.batch_size=32", "train.histograms=0"]
@@ -366,6 +367,27 @@ def test_the_batch_is_the_first_of_the_last_epoch_as_training_saw_it(digits):
     assert ((labels == own) | (labels == partners)).all() and len(set(own.tolist())) == 10
     _, plain = _batch(recipe.override(settings, ["augment.mixup=0"]), train, 10)
     np.testing.assert_array_equal(plain, own)
+
+
+def test_accuracy_by_the_statistics_remembered_and_by_those_of_the_batch(sick):
+    """Against the formula in NumPy; a norm that remembers nothing of before takes up the statistics of the batch."""
+    folder, evidence, _ = sick("statistics")
+    settings, found = recipe.load(folder / "recipe.yaml"), evidence.examination
+    images, labels = _batch(settings, finetune.open_data(settings)[0], 10)
+    network = Trained(folder / "best.pdparams").create()
+
+    def share_right():
+        logits = numpy_convmixer(run_state.to_arrays(network.state_dict()), images.astype(float), 3, 4, 2, "gelu")
+        return (logits.argmax(axis=1) == labels).mean()
+
+    one = 1.01 / len(labels)  # a picture between two classes may go either way
+    assert found.batch == len(labels) and found.remembered == pytest.approx(share_right(), abs=one)
+    for layer in network.sublayers():
+        if isinstance(layer, paddle.nn.BatchNorm2D):
+            layer._momentum = 0.0
+    network.train()
+    network(paddle.to_tensor(images))
+    assert found.own == pytest.approx(share_right(), abs=one) and found.own > found.remembered + 0.1
 
 
 # --- shapes of curves, written as a run writes them ------------------------------------------------------

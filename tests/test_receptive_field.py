@@ -44,16 +44,23 @@ def test_the_field_is_where_positive_weights_have_gradients(kernel, patch):
             assert (rows[0], rows[-1] + 1) == (start - before, start + patch + after)
 
 
-def test_gradients_are_what_small_changes_make():
-    """A network of one channel has one output in the middle; its slope by every value of the picture is taken by hand."""
-    model = positive(1, 2, kernel_size=3, patch_size=2)
-    images = np.random.default_rng(0).random((1, 3, 14, 14), np.float32)
+@pytest.mark.parametrize(("dim", "pictures"), [(1, 1), (4, 2)])
+def test_gradients_are_what_small_changes_make(dim, pictures):
+    """The slope of the outputs in the middle, added up under the signs, by every value of the pictures, by hand."""
+    model = positive(dim, 2, kernel_size=3, patch_size=2)
+    images = np.random.default_rng(0).random((pictures, 3, 14, 14), np.float32)
     mass = gradients(model, images, size=14)
+    signs = np.random.default_rng(0).choice([-1, 1], (pictures, dim))
+    assert dim == 1 or (signs.min(1) < signs.max(1)).any()
     step = 1e-2
     changes = step * np.eye(3 * 14 * 14, dtype=np.float32).reshape(-1, 3, 14, 14)
-    outputs = (maps.outputs(model, paddle.to_tensor(images + sign * changes)) for sign in (1, -1))
-    for part, above, below in zip(mass, *(found.values() for found in outputs)):
-        slopes = np.abs((above - below).numpy()[:, 0, 3, 3]).reshape(3, 14, 14).sum(0)
+    total = np.zeros((3, 14, 14))
+    for image, sign in zip(images, signs):
+        outputs = (maps.outputs(model, paddle.to_tensor(image + way * changes)) for way in (1, -1))
+        for layer, (above, below) in enumerate(zip(*(found.values() for found in outputs))):
+            slopes = (above - below).numpy()[:, :, 3, 3].astype(np.float64) @ sign
+            total[layer] += np.abs(slopes).reshape(3, 14, 14).sum(0)
+    for part, slopes in zip(mass, total):
         np.testing.assert_allclose(part, slopes / slopes.sum(), atol=2e-3 * part.max())
 
 

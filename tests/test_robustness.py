@@ -6,7 +6,7 @@ import paddle
 import pytest
 from conftest import network, picture, refused, run
 
-from ppconvmixer import ConvMixer, UserError
+from ppconvmixer import ConvMixer, UserError, checkpoint
 from ppconvmixer.insight import robustness
 from ppconvmixer.insight.robustness import Network, describe, equivariance, moved, of_convmixer, similarity
 
@@ -148,6 +148,21 @@ def test_a_resnet_of_paddle_with_and_without_weights(tmp_path):
         robustness.of_paddle("resnet19", IMAGES)
     drawn = robustness.of_paddle("resnet18", IMAGES)
     assert not drawn.trained and drawn.name == "resnet18, untrained" and drawn.maps(IMAGES).std() > 0.1
+
+
+@pytest.mark.parametrize("aspect", ["robustness", "gradcam", "kernels"])
+def test_weights_that_are_no_numbers_are_refused(aspect, tmp_path, capsys, tiny_weights, class_folders):
+    state = {name: np.array(value) for name, value in checkpoint.read(tiny_weights).items()}
+    state["blocks.0.0.fn.0.weight"][0, 0, 0, 0] = np.nan
+    checkpoint.write(tmp_path / "bad.pdparams", state)
+    (tmp_path / "bad.json").write_bytes(tiny_weights.with_suffix(".json").read_bytes())
+    more = {
+        "robustness": ["--data", class_folders / "val", "--limit", 3],
+        "gradcam": [class_folders / "val/cat/cat 0.png"],
+        "kernels": [],
+    }
+    command = ["inspect", aspect, "--weights", tmp_path / "bad.pdparams", *more[aspect], "--json"]
+    assert "holds what is no number" in refused(capsys, *command)
 
 
 def test_inspect_robustness(tmp_path, capsys, tiny_weights, class_folders):

@@ -76,7 +76,7 @@ class Tournament:
     trials: Trials
     budget: int
     eta: int = 2
-    finalists: int = 3
+    finalists: int = 4
     tolerance: float = 0.05
 
     def plan(self, names: Sequence[str]) -> list[Rung]:
@@ -285,7 +285,7 @@ def recommend(front: Sequence[pareto.Point], tolerance: float) -> dict[str, Opti
 
     Returns:
         ``light``, the cheapest within ``tolerance`` of the best score; ``accurate``, the one of the best score; and
-        ``balanced``, the knee (``pareto.knee``) of the front from the one to the other, None where it has none.
+        ``balanced``, the knee (``pareto.knee``) of the front from the one to the other, None where nothing is between.
     """
     accurate = max(range(len(front)), key=lambda i: front[i][1])
     enough = front[accurate][1] - tolerance - 1e-9  # a loss of exactly the tolerance is none too many

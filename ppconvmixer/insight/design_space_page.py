@@ -82,12 +82,12 @@ def _verdict(facts: dict[str, Any]) -> list[str]:
     by_name = {candidate["name"]: candidate for candidate in facts["candidates"]}
     reasons = {
         "light": f"the cheapest with at most {100 * training['tolerance']:g} points less than the best",
-        "balanced": "the bend of the front between the other two",
+        "balanced": "where the front between the other two bends most",
         "accurate": "the best",
     }
     for role, name in facts["recommendations"].items():
         if name is None:
-            lines.append(f"  {role:9} none: the front between the other two has no bend")
+            lines.append(f"  {role:9} none: nothing of the front is between the other two")
             continue
         spent, reached = amount(by_name[name][facts["cost"]], facts["cost"]), by_name[name]["runs"][-1]["top1"]
         lines.append(f"  {role:9} {name}, {spent}, {_percent(reached)}: {reasons[role]}")

@@ -25,8 +25,8 @@ PARTS = 20
 DIVERGED = 1.5
 """Loss at the end, by that of a network that knows nothing. Guessing is never so wrong: being sure and wrong is."""
 RISEN = 1.2
-"""Loss of the last tenth of a run, by the lowest of its tenths. In a healthy run of ours the last is the lowest; those of
-a run of 4 epochs (40 steps each) still differ by a tenth."""
+"""Loss of the last tenth of a run, by the lowest of its tenths. In a healthy run of ours the last is the lowest; those
+of a run of 4 epochs (40 steps each) still differ by a tenth."""
 SHOT_UP = 1.5
 """Loss of a part, by the lowest one before, or by that of a network that knows nothing."""
 BEFORE = 20
@@ -229,9 +229,7 @@ def overfitting(run: Evidence) -> Optional[Finding]:
     low = int(np.argmax(merit(told.loss, "loss")))
     after = told.loss[low + 1 :]
     if (
-        not remedies.least_loss(
-            run
-        )  # by soft targets a network learns to be less sure, which this loss holds against it
+        not remedies.least_loss(run)  # by soft targets a network learns to be less sure, and this loss blames it
         and len(after) > 1
         and after[-3:].min() >= EVAL_RISEN * told.loss[low]
         and told.train_loss[-1] < told.train_loss[low]

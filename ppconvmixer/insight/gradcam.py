@@ -25,6 +25,7 @@ from ..files import PathLike
 from ..model import ConvMixer
 from ..transforms import Picture, dimensions, eval_box, eval_transform
 from ..zoo import InputSpec, variant
+from .maps import finite
 
 if TYPE_CHECKING:
     from ..trained import Trained
@@ -67,7 +68,7 @@ def gradcam(model: ConvMixer, images: np.ndarray, block: int = -1, label: Option
         label: the class; None takes the most likely one of every image.
 
     Raises:
-        UserError: there is no such block.
+        UserError: there is no such block, or the logits are no numbers.
     """
     (block,) = model.block_numbers([block])
     model.eval()
@@ -76,6 +77,7 @@ def gradcam(model: ConvMixer, images: np.ndarray, block: int = -1, label: Option
     maps = maps.detach()  # what lies below needs no way back
     maps.stop_gradient = False
     logits = model.forward_head(model.blocks[block + 1 :](maps))
+    finite("the head", logits.detach().numpy())
     labels = logits.argmax(axis=1) if label is None else paddle.full([len(images)], label, "int64")
     wanted = paddle.nn.functional.one_hot(labels, logits.shape[1]).astype(logits.dtype)
     (gradient,) = paddle.grad((logits * wanted).sum(), maps)

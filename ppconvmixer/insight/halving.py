@@ -36,7 +36,7 @@ class Rung:
         return self.candidates * self.epochs
 
 
-def plan(count: int, budget: int, eta: int = 2, finalists: int = 3) -> list[Rung]:
+def plan(count: int, budget: int, eta: int = 2, finalists: int = 4) -> list[Rung]:
     """Return the rungs that ``budget`` epochs of training are spent on.
 
     From rung to rung the candidates are divided by ``eta``, rounded up, as long as ``finalists`` are left. What the

@@ -105,8 +105,9 @@ def describe(model: ConvMixer) -> dict[str, Any]:
         colours have in common.
 
     Raises:
-        UserError: as ``depthwise``.
+        UserError: as ``depthwise``, or a weight is no number.
     """
+    maps.check_weights(model)
     filters, layers, found = embedding(model), depthwise(model), []
     side = layers[0].shape[-1]
     for i, kernels in enumerate(layers):

@@ -93,6 +93,13 @@ def outputs(model: ConvMixer, images: paddle.Tensor) -> dict[str, paddle.Tensor]
     return found
 
 
+def check_weights(model: ConvMixer) -> None:
+    """Refuse a network that has weights that are no numbers: whatever is made of them says nothing."""
+    for name, value in model.state_dict().items():
+        if not np.isfinite(value.numpy()).all():
+            raise UserError(f"{name} holds what is no number; take another checkpoint")
+
+
 def finite(name: str, values: np.ndarray) -> np.ndarray:
     """Return the map of a layer as it is.
 

@@ -71,10 +71,15 @@ def names() -> list[str]:
     return [*zoo.VARIANTS, *zoo.ALIASES, *VISION, *(name for name in _published() if name not in VISION)]
 
 
-def compared() -> list[str]:
-    """Return the names of the networks whose accuracy on ImageNet is published, ConvMixers first."""
+def compared(size: Optional[int] = None) -> list[str]:
+    """Return the names of the networks whose accuracy on ImageNet is published, ConvMixers first.
+
+    Args:
+        size: leave out those that Paddle lacks and whose figures are published at other sizes alone.
+    """
     ours = [name for name in zoo.list_models(pretrained=True) if zoo.manifest()[name]["data"] == "ImageNet"]
-    return [*ours, *_published()]
+    others = [name for name, known in _published().items() if name in VISION or size in (None, known["size"])]
+    return [*ours, *others]
 
 
 @functools.cache

@@ -62,15 +62,16 @@ def _stretched(values: Sequence[float]) -> list[float]:
 
 
 def knee(points: Sequence[Point]) -> Optional[int]:
-    """Return the point of a front that lies farthest above the line between its ends, in the plane of ``scaled``.
+    """Return the point of a front, between its ends, that lies farthest above the line from the one to the other.
+
+    Above is meant in the plane of ``scaled``; where all lie below the line, it is the one nearest to it.
 
     There the ends are (0, 0) and (1, 1), so it is the point of the largest score less cost. Up to it, a share of the
     range of costs buys more than that share of the range of scores, and beyond it less. The idea is that of Satopaa
     and others (*Finding a "Kneedle" in a Haystack*, ICDCS-W 2011).
 
     Returns:
-        Its number; None where no point lies above the line. Those that tie go to the cheapest.
+        Its number; None where there are no others than the ends. Those that tie go to the cheapest.
     """
     heights = [score - cost for cost, score in scaled(points)]
-    best = max(range(len(points)), key=lambda i: (heights[i], -points[i][0]))
-    return best if heights[best] > 1e-9 else None
+    return max(range(1, len(points) - 1), key=lambda i: (heights[i], -points[i][0]), default=None)

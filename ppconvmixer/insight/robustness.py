@@ -50,10 +50,10 @@ class Network:
     classes: Optional[int] = None
 
     def maps(self, images: np.ndarray) -> np.ndarray:
-        """Return the last maps of pictures, float32."""
+        """Return the last maps of pictures, float32, or a UserError where they are no numbers."""
         with paddle.no_grad():
             parts = [self.features(paddle.to_tensor(images[i : i + BATCH])) for i in range(0, len(images), BATCH)]
-            return paddle.concat(parts).numpy()
+            return maps.finite("the last layer", paddle.concat(parts).numpy())
 
     def classify(self, features: np.ndarray) -> np.ndarray:
         """Return the class of averaged maps (N, C), int64 (N,)."""
