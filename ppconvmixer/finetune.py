@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import json
 import logging
+import logging.handlers
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -93,6 +95,7 @@ def finetune(
         if not distributed.RANK:
             block.enter_context(run_folder.locked(folder))
             run_folder.tidy(folder)
+        write_log = block.enter_context(_logged())
         saved, changed = None, []
         if resume:
             saved = run_state.read(folder)
@@ -114,7 +117,7 @@ def finetune(
                 run_folder.describe(folder, recipe, pictures)
             (folder / run_folder.NOT_FINITE).unlink(missing_ok=True)  # going on, the run gets another chance
         distributed.gather(None)  # nobody goes on before the folder is ready
-        block.enter_context(_logged(folder / "log.txt"))
+        write_log(folder / "log.txt")
         wish = block.enter_context(StopWish())
         logger.info("curves: visualdl --logdir %s --port 8040   then open http://127.0.0.1:8040", folder / "visualdl")
         logger.info("the same pictures without a server, after every epoch: %s", folder / "report.html")
@@ -281,22 +284,31 @@ class _Log(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def _logged(file: Path) -> Iterator[None]:
-    """Copy what is said inside the block to ``file``, of the first process only."""
+def _logged() -> Iterator[Callable[[Path], None]]:
+    """Give what copies all that is said inside the block to a file, before and after, of the first process only."""
     if distributed.RANK:
-        yield
+        yield lambda file: None
         return
-    handler = _Log(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(handler)
+    kept = logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize, flushOnClose=False)
+    logger.addHandler(kept)
     level = logger.level
     logger.setLevel(min(logging.INFO, level or logging.INFO))  # called from Python, nobody may have set it
+
+    def write_to(file: Path) -> None:
+        handler = _Log(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        kept.setTarget(handler)
+        kept.flush()
+        kept.capacity = 1  # from now on, every line at once
+
     try:
-        yield
+        yield write_to
     finally:
         logger.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()
+        logger.removeHandler(kept)
+        if kept.target:
+            kept.target.close()
+        kept.close()
 
 
 def count_classes(train: Pictures) -> int:

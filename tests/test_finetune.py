@@ -47,7 +47,8 @@ def test_a_run_folder_holds_what_it_should(finished, class_folders):
     assert keys <= set(result) and result["samples"] == 12 and result["epochs"] == 2
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["paddle"] == paddle.__version__ and environment["seed"] == 0
-    assert "epoch 2/2: train loss" in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "epoch 2/2: train loss" in log and log.index("curves: visualdl") < log.index("epoch 1/2")
 
 
 def test_the_card_says_what_prediction_needs(finished):
@@ -146,6 +147,7 @@ def test_layers_thaw_at_their_epochs(class_folders, tmp_path, monkeypatch, optim
     monkeypatch.setattr(callbacks.Save, "on_epoch_end", watch)
     overrides = [*GRADUAL, f"model.weights={weights}", f"optimizer.name={optimizer}", "optimizer.lr=0.1"]
     finetune.finetune(small(class_folders, *overrides, "optimizer.weight_decay=0.1"), tmp_path / "run")
+    assert "entries loaded from" in (tmp_path / "run/log.txt").read_text()  # said before there was a file
     moved = [{n.rsplit(".", 1)[0] for n in a if not np.array_equal(a[n], b[n])} for a, b in zip(seen, seen[1:])]
     parts = ("0.fn.0", "0.fn.2", "1", "3")
     upper, lower = ({f"blocks.{i}.{part}" for i in blocks for part in parts} for blocks in ((2, 3), (0, 1)))
