@@ -21,10 +21,10 @@ def add_command(commands: Any, run: Any, name: str, summary: str) -> argparse.Ar
     return command
 
 
-def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
-    command.add_argument(
-        "-c", "--config", metavar="RECIPE", required=required, help="a YAML file, or the name of a shipped one"
-    )
+def add_recipe(
+    command: argparse.ArgumentParser, required: bool = True, help: str = "a YAML file, or the name of a shipped one"
+) -> None:
+    command.add_argument("-c", "--config", metavar="RECIPE", required=required, help=help)
     command.add_argument(
         *("-o", "--override"), metavar="KEY=VALUE", nargs="+", action="extend", default=[],
         help="change a setting, such as train.epochs=3",
@@ -112,7 +112,7 @@ def open_pictures(options: argparse.Namespace, network: Union[Trained, Exported]
     if options.config:
         if options.data or options.list:
             raise UserError("give either --data or -c, not both")
-        pictures = open_data(recipe.load(options.config))[1]
+        pictures = open_data(recipe.load(options.config, getattr(options, "override", ())))[1]
         if pictures.classes and network.classes and pictures.classes != network.classes:
             raise UserError(f"{network.path} tells other classes apart by its card than {options.config} has")
         return pictures

@@ -178,9 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, _report, "report", "measure a checkpoint in float32, fewer bits, channels and weights"
     )
     add_checkpoint(command)
-    command.add_argument(
-        "-c", "--config", metavar="RECIPE", help="judge by its validation part, fit on its training part"
-    )
+    add_recipe(command, required=False, help="judge by its validation part, fit on its training part")
     command.add_argument("--data", metavar="DIR|TAR", help="without a recipe: what to judge by, as in eval")
     command.add_argument("--list", metavar="FILE", help="lines 'path label'; without it, DATA has one folder a class")
     command.add_argument("--calibrate", metavar="DIR|TAR", help="without a recipe: what to fit on, other pictures")
@@ -465,8 +463,9 @@ def _average(options: argparse.Namespace) -> None:
 
 
 def _cards(weights: Sequence[Optional[str]]) -> list[str]:
-    """Return where the cards of checkpoints are."""
-    return [str(Path(path).with_suffix(".json")) for path in weights if path]
+    """Return the cards of checkpoints, of those that have one."""
+    beside = [Path(path).with_suffix(".json") for path in weights if path and Path(path).is_file()]
+    return [str(path) for path in beside if path.is_file()]
 
 
 def _target(options: argparse.Namespace, weights: Sequence[Optional[str]], inputs: Sequence[Optional[str]]) -> Path:
@@ -474,7 +473,7 @@ def _target(options: argparse.Namespace, weights: Sequence[Optional[str]], input
     target = Path(options.target)
     if target.suffix != ".pdparams":
         raise UserError(f"cannot write {target}: name a file ending in .pdparams")
-    written = [str(target), *_cards([str(target)])]
+    written = [str(target), str(target.with_suffix(".json"))]
     check_outputs(written, [*inputs, *_cards(weights)])
     present = [path for path in written if Path(path).exists()]
     if present and not options.overwrite:
@@ -569,14 +568,15 @@ def _report(options: argparse.Namespace) -> None:
             raise UserError(
                 f"--calibrate holds pictures of --data, {options.data}; fit on others than those to judge by"
             )
-    if options.epochs and not options.config:
-        raise UserError("--epochs needs a recipe to train by; give one with -c")
+    for flag, value in (("--epochs", options.epochs), ("-o", options.override)):
+        if value and not options.config:
+            raise UserError(f"{flag} needs a recipe; give one with -c")
     folder, digest = Path(options.output), sha256(network.path)
     _check_report(folder, digest, options.overwrite)
     judged = open_pictures(options, network)
     if options.limit:
         judged = judged.subset(evenly(len(judged), options.limit))
-    recipe = recipes.load(options.config) if options.config else None
+    recipe = recipes.load(options.config, options.override) if options.config else None
     fitted = open_data(recipe)[0] if recipe else datasets.unlabelled(sources.open_source(options.calibrate))
     if options.epochs and count_classes(fitted) != network.num_classes:
         raise UserError(

@@ -216,7 +216,6 @@ def _versions(form: Form, calibrated: bool) -> dict[str, Any]:
     from importlib import metadata
 
     names = {"onnx": ["onnx"], "openvino": ["onnx", "openvino"], "paddle": []}[form.format]
-    names = [*names, "nncf"] if calibrated else names
     import paddle
 
     versions = {"ppconvmixer": __version__, "paddle": paddle.__version__}
@@ -225,6 +224,9 @@ def _versions(form: Form, calibrated: bool) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError as error:
             raise UserError(f"the format {form.format} needs the package {name}; pip install {name}") from error
+    if calibrated:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # which ``quantize`` says
+            versions["nncf"] = metadata.version("nncf")
     return {"form": {**dataclasses.asdict(form), "calibrated": calibrated}, "versions": versions}
 
 

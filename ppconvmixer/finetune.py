@@ -28,6 +28,8 @@ from .zoo import InputSpec
 
 logger = logging.getLogger("ppconvmixer")
 
+MAX_CLASSES = 1 << 16  # beyond, and beyond the number of pictures, numbers are names, such as those of WordNet
+
 
 def open_data(recipe: Recipe) -> tuple[Pictures, Pictures]:
     """Return the training and the validation pictures of a recipe.
@@ -319,7 +321,7 @@ def count_classes(train: Pictures) -> int:
 def _check_numbers(recipe: Recipe, train: Pictures) -> None:
     """Refuse numbers of classes that run ahead of the pictures, and say which have none."""
     count, found = count_classes(train), np.unique(train.labels)
-    if count > len(train):
+    if count > max(MAX_CLASSES, len(train)):
         place = int(train.labels.argmax())
         raise UserError(
             f"{brief(train.names[place])} has the label {train.labels[place]}, which makes {count:,} classes of "

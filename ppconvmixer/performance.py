@@ -114,7 +114,8 @@ AXES = {
 
 def _scaling(points: Sequence[dict[str, Any]], picture: Optional[str]) -> list[str]:
     lines = [
-        f"Inference of {points[0]['model']}, one thing varied at a time.",
+        f"Inference of {points[0]['model']}, one thing varied at a time; all else is as the name says, 224 pixels and "
+        f"batches of {next(p['batch'] for p in points if p['varied'] != 'batch')}.",
         "",
     ]
     if picture:

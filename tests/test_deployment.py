@@ -22,14 +22,15 @@ def reported(tiny_weights, class_folders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     settings = folder / "recipe.yaml"
     settings.write_text(
-        f"""
-model: {{name: convmixer_tiny}}
-data: {{dataset: folder, path: {class_folders}, train: train, val: val, workers: 0}}
-optimizer: {{name: adamw, lr: 0.01}}
-train: {{epochs: 3, batch_size: 8}}
+        """
+model: {name: convmixer_tiny}
+data: {dataset: folder, path: to be said, train: train, val: val, workers: 0}
+optimizer: {name: adamw, lr: 0.01}
+train: {epochs: 3, batch_size: 8}
 """
     )
     command = ("report", "--weights", tiny_weights, "-c", settings, "--epochs", 1, "--rounds", 1, "--output", folder)
+    command += ("-o", f"data.path={class_folders}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deployment, "WIDTHS", (0.5,))
         patch.setattr(deployment, "SPARSITIES", (0.3, 0.9))
@@ -68,14 +69,15 @@ def test_what_is_smaller_is_said_to_be(report):
             assert forms[name]["sparsity"] == pytest.approx(share / 100, abs=1e-3)
 
 
-def test_training_on_is_not_repeated(report, reported, tmp_path):
+def test_training_on_is_not_repeated(report, reported, tmp_path, class_folders):
     (folder,) = reported.glob("forms-*")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/last.pdparams")}
     assert len(before) == sum(form["tuned"] for form in report["forms"]) == 3
 
     def train(epochs, run):
         made = recipe.load(run / "recipe.yaml")
-        how = deployment.trained_on(recipe.load(reported / "recipe.yaml"), epochs)
+        data = [f"data.path={class_folders}"]
+        how = deployment.trained_on(recipe.load(reported / "recipe.yaml", data), epochs)
         return how(Path(made.model.weights), made.model.name, made.finetune.keep_zeros, run)
 
     for path in before:
@@ -201,6 +203,7 @@ def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     assert "--epochs needs a recipe" in refused(
         capsys, *good, *data, "--calibrate", class_folders / "train", "--epochs", 1
     )
+    assert "-o needs a recipe" in refused(capsys, *good, *data, "--calibrate", class_folders, "-o", "train.seed=1")
     assert "--data is missing" in refused(capsys, *good, "--calibrate", class_folders)
     assert "fit on others" in refused(capsys, *good, *data, "--calibrate", class_folders)
     (tmp_path / "file").write_text("")

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import itertools
+import json
 import re
 import shlex
 from collections import Counter
@@ -122,6 +123,15 @@ def test_every_recipe_is_advised_for_some_data_at_its_cost(name):
     assert {stem for stem, _ in rows} == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     for stem, told in rows:
         assert float(told) == pytest.approx(cost(recipe.load(stem)) / 1e12, rel=0.01), stem
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_zh.md", "weights/README.md"])
+def test_the_accuracy_of_shipped_weights_is_that_of_their_cards(name):
+    text, shipped = (ROOT / name).read_text(), [e for e in zoo.manifest().values() if "shipped" in e]
+    assert shipped
+    for entry in shipped:
+        top1 = json.loads((ROOT / "weights" / entry["shipped"]).with_suffix(".json").read_text())["facts"]["top1"]
+        assert f"{100 * top1:.2f} %" in text, entry["shipped"]
 
 
 def test_the_recipe_that_a_config_names_as_its_source_is_there():

@@ -1,6 +1,6 @@
 import dataclasses
 import json
-import logging
+import logging.handlers
 import math
 import shutil
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import paddle
 import pytest
 from conftest import ROOT, random_state, write_layout
 
-from ppconvmixer import UserError, card, checkpoint, finetune, recipe, run_folder, run_state, zoo
+from ppconvmixer import UserError, card, checkpoint, datasets, finetune, recipe, run_folder, run_state, zoo
 from ppconvmixer.engines import Dygraph
 from ppconvmixer.evaluate import evaluate
 from ppconvmixer.trained import Trained
@@ -123,6 +123,8 @@ def test_numbers_of_classes_that_run_ahead_of_the_pictures(class_folders, tmp_pa
 
     with pytest.raises(UserError, match=r"dog 3.png has the label 1440764, which makes 1,440,765 classes of 8 train"):
         finetune.finetune(listed([0, 0, 0, 0, 1, 1, 1, 1440764]), tmp_path / "run")
+    finetune._check_numbers(small(class_folders), datasets.Pictures(list("abc"), np.array([0, 5, 999]), None, None))
+    assert "997 of 1000 classes have no training picture, such as 1" in caplog.text
     assert not (tmp_path / "run").exists()
     finetune.finetune(listed([1, 1, 1, 1, 2, 2, 2, 2]), tmp_path / "run")
     assert "1 of 3 classes have no training picture, such as 0" in caplog.text
@@ -446,8 +448,10 @@ def test_a_log_that_cannot_grow_hides_nothing(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with finetune._logged(tmp_path / "log.txt"):
-        (handler,) = (h for h in finetune.logger.handlers if isinstance(h, finetune._Log))
+    with finetune._logged() as write_to:
+        write_to(tmp_path / "log.txt")
+        (handler,) = (h.target for h in finetune.logger.handlers if isinstance(h, logging.handlers.MemoryHandler))
+        assert isinstance(handler, finetune._Log)
         monkeypatch.setattr(handler, "flush", full)
         handler.handle(logging.makeLogRecord({"msg": "a line"}))
     assert capsys.readouterr().err == ""

@@ -130,6 +130,13 @@ def test_no_card_is_replaced(tmp_path, tiny_weights, class_folders, capsys):
     for more in ((), ("--overwrite",)):
         assert "net.json is an input of this command" in refused(capsys, *command, tmp_path / "net.pdparams", *more)
     assert "other.json exists" in refused(capsys, *command, tmp_path / "other.pdparams")
+    (tmp_path / "bare.pdparams").write_bytes(tiny_weights.read_bytes())  # it has no card that could be lost
+    given = ("prune", "--model", "convmixer_tiny", "--weights", tmp_path / "bare.pdparams", "--sparsity", 0.5)
+    assert run(*given, tmp_path / "b2.pdparams") == 0
+    capsys.readouterr()
+    assert refused(capsys, "prune", "--weights", ".", "--sparsity", 0.5, tmp_path / "c.pdparams")
+    for path in ("bare.pdparams", "b2.pdparams", "b2.json"):
+        (tmp_path / path).unlink()
     export = ("export", "--weights", ours, "--format", "paddle", tmp_path / "net.json", "--overwrite")
     assert "net.json is an input of this command" in refused(capsys, *export)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

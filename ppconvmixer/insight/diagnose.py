@@ -72,7 +72,8 @@ def table(facts: dict[str, Any]) -> str:
             settings = " ".join(shlex.quote(setting) for setting in advice["settings"] or ())
             lines.append(f"    try -o {settings}   ({advice['why']})" if settings else f"    {advice['why']}")
     if any(advice["settings"] for finding in facts["findings"] for advice in finding["advice"]):
-        near = (folder / "recipe.yaml" for folder in (Path(facts["run"]), *Path(facts["run"]).parents[:2]))
+        run = Path(facts["run"])
+        near = (folder / "recipe.yaml" for folder in (run, run.parent, run.parent.parent))
         name = shlex.quote(str(next((path for path in near if path.is_file()), "RECIPE")))
         lines.append(f"one change at a time: ppconvmixer finetune -c {name} -o KEY=VALUE ... --output ANOTHER_FOLDER")
     if facts["nothing_found"]:

@@ -321,10 +321,13 @@ def exploding_gradients(run: Evidence) -> Optional[Finding]:
                 f"{len(norms)} steps; at {_at(run, run.norm_steps[worst])} it is {norms[worst]:.3g}, before "
                 f"{usual[worst]:.3g}"
             )
-        last = stretches[-1]
-        tenths = [np.median(part) for part in np.array_split(last, 10)] if len(last) >= PARTS else [0.0]
-        if tenths[-1] > EXPLODED * min(tenths):
-            lines.append(f"the gradient norm grew from {min(tenths):.3g} to {tenths[-1]:.3g} in the last tenth")
+        for number, stretch in enumerate(stretches, 1):
+            tenths = [np.median(part) for part in np.array_split(stretch, 10)] if len(stretch) >= PARTS else [0.0]
+            if tenths[-1] > EXPLODED * min(tenths):
+                where = f" from thaw {number - 1} to the next" if number < len(stretches) else ""
+                lines.append(
+                    f"the gradient norm grew{where} from {min(tenths):.3g} to {tenths[-1]:.3g} in the last tenth"
+                )
     for name, share in _by_layer(run).items():
         if share > UNEVEN:
             lines.append(f"{name}: its gradient is {share:.3g} times that of the head")

@@ -198,9 +198,8 @@ def _written(folder: Optional[Path], found: Records, gaps: dict[str, str]) -> di
         gaps["recipe"] = f"the recipe cannot be read: {error}"
     if folder is None:
         gaps["counts"] = "there are records only, no pictures.csv"
-        confusion = found.last("text", report.CONFUSION)
-        if confusion is not None:
-            names = report.read_cells(confusion.encoded_text_string)[1]
+        names = _confused(found)[1]
+        if names:
             known["classes"] = tuple(names.get(label, str(label)) for label in range(max(names) + 1))
         return known
     broken = folder / run_folder.NOT_FINITE
@@ -250,14 +249,23 @@ def _counts(file: Path) -> np.ndarray:
 
 
 def _recalls(found: Records, classes: Optional[tuple[str, ...]], gaps: dict[str, str]) -> Optional[np.ndarray]:
-    text = found.last("text", report.CONFUSION)
-    if text is None or classes is None:
+    cells, names = _confused(found)
+    if not names or classes is None or max(names) >= len(classes):
         gaps["recalls"] = "the records have no accuracies of classes"
         return None
-    cells, _ = report.read_cells(text.encoded_text_string)
     pictures, right = per_class.pictures(cells, len(classes))
     with np.errstate(invalid="ignore"):
         return right / pictures
+
+
+def _confused(found: Records) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the last confusion matrix as ``report.read_cells`` does; without names where there is none of use."""
+    text = found.last("text", report.CONFUSION)
+    try:
+        cells, names = report.read_cells(text.encoded_text_string if text else "")
+    except (ValueError, OverflowError, csv.Error):  # damaged
+        return np.empty((0, 3), np.int64), {}
+    return (cells, names) if names and min(names) >= 0 and max(names) < MAX_CLASSES else (cells[:0], {})
 
 
 def _finished(

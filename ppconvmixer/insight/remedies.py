@@ -52,8 +52,9 @@ def _entropy(share: np.ndarray, smoothing: float, classes: int) -> np.floating:
     """Return the mean entropy of targets that give one class ``share`` and another the rest, smoothed."""
     base = smoothing / classes
     two = [base + (1 - smoothing) * part for part in (share, 1 - share)]
-    values = np.stack([*two, *([np.full_like(share, base)] * (classes - 2))])
-    return -(values * np.log(np.maximum(values, np.finfo(float).tiny))).sum(axis=0).mean()
+    parts = [*two, np.full(1, base)]
+    first, second, rest = (-(part * np.log(np.maximum(part, np.finfo(float).tiny))).mean() for part in parts)
+    return first + second + (classes - 2) * rest
 
 
 def calmer(run: Evidence, by: float) -> tuple[Advice, ...]:
