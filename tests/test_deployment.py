@@ -203,7 +203,9 @@ def test_mistakes(tmp_path, tiny_weights, class_folders, capsys):
     assert "--epochs needs a recipe" in refused(
         capsys, *good, *data, "--calibrate", class_folders / "train", "--epochs", 1
     )
-    assert "-o needs a recipe" in refused(capsys, *good, *data, "--calibrate", class_folders, "-o", "train.seed=1")
+    assert "-o needs a recipe" in refused(
+        capsys, *good, *data, "--calibrate", class_folders / "train", "-o", "train.seed=1"
+    )
     assert "--data is missing" in refused(capsys, *good, "--calibrate", class_folders)
     assert "fit on others" in refused(capsys, *good, *data, "--calibrate", class_folders)
     (tmp_path / "file").write_text("")
