@@ -455,7 +455,7 @@ def _average(options: argparse.Namespace) -> None:
     from . import average
     from .trained import Trained
 
-    target = _target(options, options.sources, options.sources)
+    target = _target(options, options.sources)
     if len(options.sources) < 2:
         raise UserError("name two checkpoints or more, and the file to write last")
     average.write(target, [Trained(source, options.model) for source in options.sources])
@@ -468,13 +468,15 @@ def _cards(weights: Sequence[Optional[str]]) -> list[str]:
     return [str(path) for path in beside if path.is_file()]
 
 
-def _target(options: argparse.Namespace, weights: Sequence[Optional[str]], inputs: Sequence[Optional[str]]) -> Path:
+def _target(
+    options: argparse.Namespace, weights: Sequence[Optional[str]], others: Sequence[Optional[str]] = ()
+) -> Path:
     """Return the checkpoint to write, once it is known that it and its card can be written and replace nothing."""
     target = Path(options.target)
     if target.suffix != ".pdparams":
         raise UserError(f"cannot write {target}: name a file ending in .pdparams")
     written = [str(target), str(target.with_suffix(".json"))]
-    check_outputs(written, [*inputs, *_cards(weights)])
+    check_outputs(written, [*weights, *_cards(weights), *others])
     present = [path for path in written if Path(path).exists()]
     if present and not options.overwrite:
         raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
@@ -487,7 +489,7 @@ def _target(options: argparse.Namespace, weights: Sequence[Optional[str]], input
 def _prune(options: argparse.Namespace) -> None:
     from . import prune, run_state
 
-    target = _target(options, [options.weights], [options.weights, options.data, options.classes])
+    target = _target(options, [options.weights], [options.data, options.classes])
     if options.dim and not options.data:
         raise UserError("--data is missing: pictures of the kind the network is used for, a folder or tar archive")
     for flag, value in (("--data", options.data), ("--limit", options.limit)):

@@ -20,7 +20,7 @@ from .evaluate import softmax
 from .exported import Exported
 from .files import rename, sha256
 from .onnx_file import METADATA, to_onnx
-from .quantize import AGREEMENT, quantize
+from .quantize import AGREEMENT, most_likely, quantize
 from .trained import Trained
 from .zoo import InputSpec
 
@@ -129,8 +129,7 @@ def _export(network: Trained, target: Path, form: Form, pictures: Optional[np.nd
 
 def _judged(found: Verified, engine: Any, model: ConvMixer, pictures: np.ndarray) -> Verified:
     """Return ``found`` with the share of ``pictures`` that keep their class; less than was aimed at is said."""
-    whole, parts = Dygraph(model), np.array_split(pictures, -(-len(pictures) // 8))
-    same = float(np.mean(np.concatenate([engine(part).argmax(1) == whole(part).argmax(1) for part in parts])))
+    same = float(np.mean(most_likely(engine, pictures) == most_likely(Dygraph(model), pictures)))
     if same < AGREEMENT:
         logger.warning(
             "of %d pictures held back, %.0f %% keep their most likely class; the aim is %.0f %%: calibrate on more "

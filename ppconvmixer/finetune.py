@@ -328,7 +328,7 @@ def _check_numbers(recipe: Recipe, train: Pictures) -> None:
             f"{len(train):,} training pictures; number the classes in {recipe.data.train or recipe.data.path} from 0 on"
         )
     if len(found) < count:
-        without = next(label for label in range(count) if label not in found)
+        without = np.setdiff1d(np.arange(count), found)[0]
         name = f" ({train.classes[without]})" if train.classes else ""
         logger.warning(
             "%d of %d classes have no training picture, such as %d%s", count - len(found), count, without, name

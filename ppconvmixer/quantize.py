@@ -47,8 +47,7 @@ def quantize(graph: Any, images: np.ndarray, open_graph: Open, depthwise: Sequen
         raise UserError("8 bits by the ranges of the maps need the package nncf; pip install nncf") from error
     nncf.set_log_level(logging.ERROR)
     usual = {"preset": nncf.QuantizationPreset.MIXED, "subset_size": len(images)}  # GELU's values are not symmetric
-    whole = open_graph(graph)
-    wanted = np.concatenate([whole(part).argmax(axis=1) for part in np.split(images, range(BATCH, len(images), BATCH))])
+    wanted = most_likely(open_graph(graph), images)
 
     def agreement(candidate: Any, items: Iterable[Any]) -> tuple[float, list[float]]:
         call, same = open_graph(candidate), []
@@ -72,6 +71,11 @@ def quantize(graph: Any, images: np.ndarray, open_graph: Open, depthwise: Sequen
             )
     except Exception as error:  # NNCF, ONNX Runtime and OpenVINO have exceptions of their own
         raise UserError(f"the graph cannot be brought to 8 bits: {said(error)}") from error
+
+
+def most_likely(call: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Return the most likely class of each picture, int64 (N,); few are run at a time, as large maps take memory."""
+    return np.concatenate([call(part).argmax(axis=1) for part in np.split(images, range(BATCH, len(images), BATCH))])
 
 
 def _race(calls: Sequence[Callable[[np.ndarray], np.ndarray]], images: np.ndarray) -> list[float]:

@@ -16,6 +16,11 @@ from ppconvmixer import UserError, card, deployment, deployment_page, engines, e
 from ppconvmixer.trained import Trained
 
 
+def judged(weights, folders):
+    """The command that judges by one part and fits on the other, without a recipe."""
+    return ("report", "--weights", weights, "--data", folders / "val", "--calibrate", folders / "train")
+
+
 @pytest.fixture(scope="module")
 def reported(tiny_weights, class_folders, tmp_path_factory):
     """The folder of a report, with pruned networks trained on for an epoch."""
@@ -146,29 +151,13 @@ def test_some_are_judged_from_all_over(class_folders, tiny_weights, tmp_path, mo
         raise UserError("enough")
 
     monkeypatch.setattr(deployment, "measure", measure)
-    given = (
-        "report",
-        "--weights",
-        tiny_weights,
-        "--data",
-        class_folders / "val",
-        "--calibrate",
-        class_folders / "train",
-    )
+    given = judged(tiny_weights, class_folders)
     assert run(*given, "--limit", 3, "--output", tmp_path / "r") == 2
     assert seen == [[0, 1, 2]]
 
 
 def test_no_other_report_is_replaced(tmp_path, tiny_weights, class_folders, capsys):
-    command = (
-        "report",
-        "--weights",
-        tiny_weights,
-        "--data",
-        class_folders / "val",
-        "--calibrate",
-        class_folders / "train",
-    )
+    command = judged(tiny_weights, class_folders)
     (tmp_path / "report.html").write_text("of a training run")
     assert "reports on something else" in refused(capsys, *command, "--output", tmp_path)
     (tmp_path / "report.json").write_text('{"weights": {"sha256": "0"}}')

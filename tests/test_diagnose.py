@@ -312,23 +312,23 @@ def test_the_least_loss_is_the_entropy_of_the_targets():
     def run(*overrides):
         return Evidence("x", {}, recipe=recipe.load("digits", overrides), classes=tuple("0123456789"))
 
-    assert remedies.least_loss(run()) == pytest.approx(0)
+    assert diseases.least_loss(run()) == pytest.approx(0)
     floor = -(0.91 * np.log(0.91) + 9 * 0.01 * np.log(0.01))
-    assert remedies.least_loss(run("train.label_smoothing=0.1")) == pytest.approx(floor)
-    mixed = remedies.least_loss(run("augment.mixup=1"))  # a share uniform in [0, 1] has half a nat of entropy
+    assert diseases.least_loss(run("train.label_smoothing=0.1")) == pytest.approx(floor)
+    mixed = diseases.least_loss(run("augment.mixup=1"))  # a share uniform in [0, 1] has half a nat of entropy
     assert mixed == pytest.approx(0.9 * 0.5, rel=0.02)
-    half = remedies.least_loss(run("augment.mixup=1", "augment.mix_prob=0.5"))
+    half = diseases.least_loss(run("augment.mixup=1", "augment.mix_prob=0.5"))
     assert half == pytest.approx(mixed / 2)
     targets = losses.soft_targets(np.arange(10), 10, 0.1)
     share = np.random.default_rng(0).beta(0.5, 0.5, 10_000)[:, None]
     blended = share * targets[0] + (1 - share) * targets[1]
     expected = 0.1 * floor + 0.9 * -(blended * np.log(blended)).sum(axis=1).mean()
-    both = remedies.least_loss(run("train.label_smoothing=0.1", "augment.mixup=0.5", "augment.cutmix=0.5"))
+    both = diseases.least_loss(run("train.label_smoothing=0.1", "augment.mixup=0.5", "augment.cutmix=0.5"))
     assert both == pytest.approx(expected, rel=1e-4)
     distilled = run(
         "train.label_smoothing=0.1", "distill.teacher=convmixer_tiny", "distill.weights=x", "distill.alpha=0.7"
     )
-    assert remedies.least_loss(distilled) == pytest.approx(0.3 * floor)
+    assert diseases.least_loss(distilled) == pytest.approx(0.3 * floor)
 
 
 # --- what is measured on the network --------------------------------------------------------------------

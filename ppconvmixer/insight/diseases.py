@@ -144,7 +144,7 @@ def plateau(run: Evidence) -> Optional[Finding]:
     parts, rates = _parts(run), _need_rates(run)
     if diverging(run) or rising(run) or (run.finished and rate_too_low(run)):
         return None
-    least = remedies.least_loss(run)
+    least = least_loss(run)
     before, last, ignorant = parts[-6:-3].mean() - least, parts[-3:].mean() - least, _ignorant(run) - least
     share = rates[-len(rates) * 3 // 10 :].mean() / rates.max()
     if before - last >= FLAT * before or last < SOLVED * ignorant or share < RATE_LEFT:
@@ -229,7 +229,7 @@ def overfitting(run: Evidence) -> Optional[Finding]:
     low = int(np.argmax(merit(told.loss, "loss")))
     after = told.loss[low + 1 :]
     if (
-        not remedies.least_loss(run)  # by soft targets a network learns to be less sure, and this loss blames it
+        not least_loss(run)  # by soft targets a network learns to be less sure, and this loss blames it
         and len(after) > 1
         and after[-3:].min() >= EVAL_RISEN * told.loss[low]
         and told.train_loss[-1] < told.train_loss[low]
@@ -525,6 +525,37 @@ def _ignorant(run: Evidence) -> float:
     if not run.classes and first < math.log(2):  # what knowing nothing of two classes costs
         raise NotJudged("the run began with what it knew, and how many classes there are is not recorded")
     return max(first, math.log(len(run.classes)) if run.classes else 0.0)
+
+
+def least_loss(run: Evidence) -> float:
+    """Return the entropy of the recipe's targets, in nats, below which no training loss goes; 0 where it is not known.
+
+    Label smoothing leaves every class a share, and mixing two pictures a share to each of their classes. What a teacher
+    adds is left out.
+    """
+    if run.recipe is None or not run.classes:
+        return 0.0
+    settings, classes = run.recipe.augment, len(run.classes)
+    whole = float(_entropy(np.ones(1), run.recipe.train.label_smoothing, classes))
+    mixed = [
+        float(_entropy(np.random.default_rng(0).beta(alpha, alpha, 10_000), run.recipe.train.label_smoothing, classes))
+        for alpha in (settings.mixup, settings.cutmix)
+        if alpha
+    ]
+    if len(mixed) == 2:
+        mixed = [(1 - settings.mix_switch_prob) * mixed[0] + settings.mix_switch_prob * mixed[1]]
+    chance = settings.mix_prob * (1 - 1 / classes) if mixed else 0.0  # of two classes in one picture
+    least = (1 - chance) * whole + (chance * mixed[0] if mixed else 0.0)
+    return least * (1 - run.recipe.distill.alpha if run.recipe.distill else 1)
+
+
+def _entropy(share: np.ndarray, smoothing: float, classes: int) -> np.floating:
+    """Return the mean entropy of targets that give one class ``share`` and another the rest, smoothed."""
+    base = smoothing / classes
+    two = [base + (1 - smoothing) * part for part in (share, 1 - share)]
+    parts = [*two, np.full(1, base)]
+    first, second, rest = (-(part * np.log(np.maximum(part, np.finfo(float).tiny))).mean() for part in parts)
+    return first + second + (classes - 2) * rest
 
 
 def _thaws(run: Evidence) -> list[int]:

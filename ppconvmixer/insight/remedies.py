@@ -26,37 +26,6 @@ class Advice:
     settings: Optional[tuple[str, ...]] = None
 
 
-def least_loss(run: Evidence) -> float:
-    """Return the entropy of the recipe's targets, in nats, below which no training loss goes; 0 where it is not known.
-
-    Label smoothing leaves every class a share, and mixing two pictures a share to each of their classes. What a teacher
-    adds is left out.
-    """
-    if run.recipe is None or not run.classes:
-        return 0.0
-    settings, classes = run.recipe.augment, len(run.classes)
-    whole = float(_entropy(np.ones(1), run.recipe.train.label_smoothing, classes))
-    mixed = [
-        float(_entropy(np.random.default_rng(0).beta(alpha, alpha, 10_000), run.recipe.train.label_smoothing, classes))
-        for alpha in (settings.mixup, settings.cutmix)
-        if alpha
-    ]
-    if len(mixed) == 2:
-        mixed = [(1 - settings.mix_switch_prob) * mixed[0] + settings.mix_switch_prob * mixed[1]]
-    chance = settings.mix_prob * (1 - 1 / classes) if mixed else 0.0  # of two classes in one picture
-    least = (1 - chance) * whole + (chance * mixed[0] if mixed else 0.0)
-    return least * (1 - run.recipe.distill.alpha if run.recipe.distill else 1)
-
-
-def _entropy(share: np.ndarray, smoothing: float, classes: int) -> np.floating:
-    """Return the mean entropy of targets that give one class ``share`` and another the rest, smoothed."""
-    base = smoothing / classes
-    two = [base + (1 - smoothing) * part for part in (share, 1 - share)]
-    parts = [*two, np.full(1, base)]
-    first, second, rest = (-(part * np.log(np.maximum(part, np.finfo(float).tiny))).mean() for part in parts)
-    return first + second + (classes - 2) * rest
-
-
 def calmer(run: Evidence, by: float) -> tuple[Advice, ...]:
     return (Advice("take smaller steps", rate(run, 1 / by)), *clip(run), *warm_up(run))
 
