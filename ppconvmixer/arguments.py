@@ -10,7 +10,7 @@ from typing import Any, Optional, Union
 
 from . import distributed, figures, layouts, views, zoo
 from .engines import ENGINES
-from .errors import UserError
+from .errors import UserError, printable
 from .exported import Exported, is_graph
 from .trained import Trained
 
@@ -87,7 +87,7 @@ def natural(text: str) -> int:
 
 def say(text: str) -> None:
     if not distributed.RANK:
-        print(text)
+        print("\n".join(map(printable, text.split("\n"))))
 
 
 def open_network(options: argparse.Namespace) -> Union[Trained, Exported]:
@@ -115,6 +115,11 @@ def open_pictures(options: argparse.Namespace, network: Union[Trained, Exported]
         pictures = open_data(recipe.load(options.config, getattr(options, "override", ())))[1]
         if pictures.classes and network.classes and pictures.classes != network.classes:
             raise UserError(f"{network.path} tells other classes apart by its card than {options.config} has")
+        if pictures.classes and len(pictures.classes) != network.num_classes:
+            raise UserError(
+                f"{options.config} has pictures of {len(pictures.classes)} classes, and {network.path} tells "
+                f"{network.num_classes} apart; give the recipe with the pictures it is for"
+            )
         return pictures
     if not options.data:
         raise UserError("--data is missing: the folder or tar archive of the pictures (or -c, a recipe)")
@@ -138,8 +143,9 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> No
         if path in taken:
             raise UserError(f"{output} is an input of this command; write to another file")
         taken[path] = output
-        folder = next(parent for parent in path.parents if parent.exists())
-        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        folder = next((parent for parent in path.parents if parent.exists()), path)
+        other = path.exists() and not path.is_file()  # a folder, or a device, which a file would take the place of
+        if other or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise UserError(f"cannot write {output}; name a file in a folder you may write to")
 
 

@@ -29,8 +29,8 @@ _ERASED = {  # area and ratio; timm's RandomErasing draws noise, torchvision's i
 class Augment:
     """How training pictures are varied; the defaults leave them as evaluation sees them.
 
-    They are applied in the order of the official script: crop, flip, randaugment, jitter, erasing; then whole batches
-    are mixed.
+    They are applied in the order of the official scripts: crop, flip, randaugment, jitter, erasing; where batches are
+    mixed, that comes before erasing, as in timm, so that noise of one picture does not get into another.
 
     Args:
         crop_scale: smallest and largest share of the area a random crop keeps; null for the evaluation's crop.

@@ -21,7 +21,7 @@ def average(networks: Sequence[Trained]) -> dict[str, np.ndarray]:
     (Wortsman et al. 2022, arXiv 2203.05482); the mean of strangers computes nothing.
 
     Raises:
-        UserError: they are of different networks, or tell different classes apart.
+        UserError: they are of different networks, not complete, or tell different classes apart.
     """
     first, *others = networks
     for other in others:
@@ -29,6 +29,8 @@ def average(networks: Sequence[Trained]) -> dict[str, np.ndarray]:
             mine, theirs = getattr(first, what), getattr(other, what)
             if mine != theirs:
                 raise UserError(f"{other.path} differs from {first.path} in its {what}: {theirs}, not {mine}")
+    for network in networks:
+        network.create()  # names what is missing or of another shape
     states = [network.translation.state for network in networks]
     return {
         name: np.mean([np.asarray(state[name], np.float64) for state in states], axis=0).astype(np.float32)

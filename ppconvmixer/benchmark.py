@@ -24,7 +24,7 @@ from typing import Any, Optional
 import numpy as np
 
 from . import __version__, peers, processor
-from .errors import UserError
+from .errors import UserError, unknown
 from .peers import OURS, PADDLE, STOCK, Workload
 from .progress import Progress
 from .threads import threads
@@ -307,15 +307,22 @@ def benchmark(
         contenders: those to run; None runs all that are installed.
 
     Raises:
-        UserError: as ``compare``.
+        UserError: as ``compare``, or a contender of none of the parts.
     """
+    known = {name for part in parts if part != "scaling" for name in peers.CONTENDERS[part]}
+    for name in contenders or ():
+        if name not in known:
+            raise unknown("contender", name, known)
     report: dict[str, Any] = {"machine": machine(), "versions": versions(), "comparisons": [], "scaling": []}
     for part in parts:
         work = workloads(part, model, batches)
         chosen = [OURS] if part == "scaling" else _chosen(part, contenders)
+        if not chosen:
+            logger.info("%s has none of these contenders; left out", part)
+            continue
         with Progress(len(work), part, "workload") as progress:
             for i, workload in enumerate(work):
-                found = compare(workload, chosen, 3 if part == "scaling" else rounds, seconds)
+                found = compare(workload, chosen, rounds, seconds)
                 progress.advance(1)
                 if part == "scaling":
                     varied, value, _ = list(scaling())[i]
@@ -329,7 +336,7 @@ def benchmark(
 def _chosen(part: str, contenders: Optional[Sequence[str]]) -> list[str]:
     known = peers.CONTENDERS[part]
     if contenders:
-        return [name for name in contenders if name in known] or list(known)
+        return [name for name in contenders if name in known]
     absent = {name: peers.missing(name) for name in known}
     lacking = sorted({package for package in absent.values() if package})
     if lacking:

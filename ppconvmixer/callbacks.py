@@ -39,7 +39,8 @@ logger = logging.getLogger("ppconvmixer")
 class Count(paddle.callbacks.Callback):
     """Counts steps, pictures and seconds, and seeds Paddle (dropout, drop path) by the step.
 
-    So a run that goes on in the middle of an epoch draws and counts what an unbroken one does.
+    So a run that goes on in the middle of an epoch draws and counts what an unbroken one does. The figures are of all
+    processes together; ``logs`` gets the mean of their losses, and as ``losses`` that of each.
     """
 
     def __init__(self, state: RunState, data: Epochs, seed: int):
@@ -60,9 +61,14 @@ class Count(paddle.callbacks.Callback):
         state.epoch_seconds += now - self.since
         state.waiting_seconds += self.data.waited
         self.since = now
-        state.loss_sum += loss_of(logs)
         (accuracy,) = self.model._metrics
-        state.hits, state.images = float(accuracy.total[0]), int(accuracy.count[0])
+        mine = loss_of(logs), float(accuracy.total[0]) - state.hits, int(accuracy.count[0]) - state.images
+        logs["losses"], hits, images = zip(*distributed.gather(mine))
+        logs["loss"] = sum(logs["losses"]) / len(logs["losses"])
+        state.loss_sum += logs["loss"]
+        state.hits, state.images = state.hits + sum(hits), state.images + sum(images)
+        accuracy.total, accuracy.count = [state.hits], [state.images]
+        logs["top1"] = accuracy.accumulate()
         state.step += 1
         state.steps += 1
 
@@ -71,7 +77,7 @@ class Count(paddle.callbacks.Callback):
         logs["train"] = {
             "loss": state.loss_sum / state.step,
             "top1": state.hits / state.images,
-            "images_per_second": state.images * distributed.WORLD / state.epoch_seconds,
+            "images_per_second": state.images / state.epoch_seconds,
             "waiting": state.waiting_seconds / state.epoch_seconds,
         }
         state.end_epoch()
@@ -100,11 +106,10 @@ class Check(paddle.callbacks.Callback):
         self.state, self.data, self.folder = state, data, folder
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:
-        losses = distributed.gather((loss_of(logs), self.data.current))
-        bad = [(loss, indices) for loss, indices in losses if not math.isfinite(loss)]
+        bad = [rank for rank, loss in enumerate(logs["losses"]) if not math.isfinite(loss)]
         if not bad:
             return
-        loss, indices = bad[0]
+        loss, indices = logs["losses"][bad[0]], distributed.gather(self.data.current)[bad[0]]
         names = [self.data.batches[0].samples.pictures.names[i] for i in indices]
         file = self.folder / run_folder.NOT_FINITE
         if not distributed.RANK:
@@ -228,7 +233,7 @@ class Tell(paddle.callbacks.Callback):
         if not distributed.RANK:
             batches = self.data.batches[self.state.epochs]
             total = min(len(batches) * batches.global_batch, len(batches.samples))
-            left = total - self.state.images * distributed.WORLD
+            left = total - self.state.images
             self.progress = Progress(left, f"epoch {self.state.epochs + 1}/{self.epochs}")
 
     def on_train_batch_end(self, step: int, logs: Optional[dict] = None) -> None:

@@ -37,7 +37,7 @@ from .arguments import (
 )
 from .errors import UserError, brief, printable, said, unknown
 from .exported import is_graph
-from .files import atomic_write, read_text, sha256, table_path, write_text
+from .files import PathLike, atomic_write, read_text, sha256, table_path, write_text
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -46,7 +46,9 @@ _BAD_PATHS = (errno.ENAMETOOLONG, errno.EACCES)  # of such a path nobody can eve
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command and return its exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
+    options.spelled = shlex.join(["ppconvmixer", *arguments])
     _configure_output()
     try:
         options.run(options)
@@ -120,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add_command(commands, _predict, "predict", "classify pictures")
     add_network(command)
     add_views(command)
-    command.add_argument("images", nargs="+", metavar="IMAGE")
+    command.add_argument("images", nargs="*", metavar="IMAGE")
 
     command = add_command(commands, _convert, "convert", "write a checkpoint in another layout or kind of file")
     command.add_argument("source", metavar="SRC", help="a checkpoint of any layout and kind")
@@ -201,10 +203,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "parts", nargs="*", metavar="PART", help=f"what to time: {', '.join(peers.PARTS)} (default: all)"
     )
-    command.add_argument("--model", metavar="NAME", help="this model instead of the usual ones")
-    command.add_argument("--batch-size", type=positive, nargs="+", metavar="N", help="these batches instead")
+    command.add_argument("--model", metavar="NAME", help="this model instead of the usual ones (not in scaling)")
     command.add_argument(
-        "--contenders", nargs="+", metavar="NAME", help="only these, such as ppconvmixer 'ONNX Runtime' (default: all)"
+        "--batch-size", type=positive, nargs="+", metavar="N", help="these batches instead (not in scaling)"
+    )
+    command.add_argument(
+        "--contenders",
+        nargs="+",
+        metavar="NAME",
+        help="only these, such as ppconvmixer 'ONNX Runtime' (default: all; scaling is of ours)",
     )
     command.add_argument("--rounds", type=positive, default=5, metavar="N", help="samples of each (default: 5)")
     command.add_argument("--seconds", type=positive, default=1, metavar="S", help="of a sample, at least (default: 1)")
@@ -266,7 +273,8 @@ def _eval(options: argparse.Namespace) -> None:
     seen = views.parse(options.tta, network.name, network.input)
     outputs = [path for path in (options.output, options.predictions, options.logits) if path]
     inputs = [network.path, options.data, options.list, options.config, options.classes, options.labels_file]
-    check_outputs(outputs, inputs)
+    check_outputs(outputs, [*inputs, *_cards([network.path])])
+    digest = sha256(network.path)  # now, of what was read: a run under way may replace the file
     if options.labels_file and not options.labels:
         raise UserError("--labels is missing: whose labels --labels-file holds")
     judged = _relabelled(options, network) if options.labels else labels.Relabelled(open_pictures(options, network))
@@ -284,7 +292,7 @@ def _eval(options: argparse.Namespace) -> None:
     metrics = found.metrics()
     if distributed.RANK:
         return
-    weights = {"path": str(network.path), "sha256": sha256(network.path)}
+    weights = {"path": str(network.path), "sha256": digest}
     if is_graph(options.model):  # a program may be the same for any weights, which have a file of their own
         weights["checkpoint"] = network.checkpoint
     result = {
@@ -300,7 +308,7 @@ def _eval(options: argparse.Namespace) -> None:
         "version": __version__,
     }
     if options.output:
-        write_text(options.output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_text(options.output, json.dumps(result, indent=2) + "\n")
     if options.predictions:
         write_text(options.predictions, _predictions(found, pictures.names))
     if options.logits:
@@ -394,7 +402,15 @@ def _predict(options: argparse.Namespace) -> None:
     from .transforms import decode, eval_transform
 
     network = open_network(options)
-    seen = views.parse(options.tta, network.name, network.input)
+    try:
+        seen = views.parse(options.tta, network.name, network.input)
+    except UserError:  # of `--tta photo.jpg`, argparse took the first picture for the views
+        if not Path(options.tta).is_file():
+            raise
+        options.images.insert(0, options.tta)
+        seen = views.parse(views.USUAL, network.name, network.input)
+    if not options.images:
+        raise UserError("no picture is named; give the files to classify")
     specs = {view.size: dataclasses.replace(network.input, size=view.size) for view in seen}
     transforms = {size: eval_transform(spec, options.backend) for size, spec in specs.items()}
     engine = network.engine(options.engine)
@@ -408,7 +424,7 @@ def _predict(options: argparse.Namespace) -> None:
             broken.append(f"  {path}: {getattr(error, 'strerror', None) or error}")
             continue
         classes, probabilities = top_k(see(engine, images, seen))
-        print(path)
+        print(printable(path))
         for number, probability in zip(classes[0], probabilities[0]):
             print(f"  {100 * probability:6.2f} %  {network.classes[number] if network.classes else f'class {number}'}")
     if broken:
@@ -423,10 +439,14 @@ def _convert(options: argparse.Namespace) -> None:
     frameworks = {".pdparams": "paddle", ".safetensors": "torch"}
     if target.suffix not in frameworks:
         raise UserError(f"cannot write {target}: name a file ending in {' or '.join(frameworks)}")
-    check_outputs([options.target], [options.source])
+    described = target.with_suffix(".json")
+    check_outputs([options.target], [options.source, *_cards([options.source])])
     if target.exists() and not options.overwrite:
         raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
-    translation = zoo.translate(options.source)
+    translation, found = zoo.translate(options.source), card.read(options.source)
+    shared = described == Path(options.source).with_suffix(".json")
+    if described.exists() and not shared and (found == card.Card() or not options.overwrite):
+        raise UserError(f"{described} would pass for the card of {target}; choose another name, or move it away")
     if translation.left_out:
         raise UserError(
             f"{options.source} has entries that are no part of a ConvMixer: {', '.join(translation.left_out[:3])}"
@@ -438,8 +458,7 @@ def _convert(options: argparse.Namespace) -> None:
     framework = frameworks[target.suffix]
     state = layouts.from_ours(translation.state, options.layout, framework)
     checkpoint.write(target, state, {"format": "pt"})
-    found = card.read(options.source)
-    if found != card.Card():
+    if found != card.Card() and not shared:  # which goes on to describe both
         card.write(target, found)
     say(
         f"{options.source} ({translation.layout}, {translation.framework}) -> "
@@ -462,7 +481,7 @@ def _average(options: argparse.Namespace) -> None:
     say(f"the mean of {len(options.sources)} checkpoints -> {target}")
 
 
-def _cards(weights: Sequence[Optional[str]]) -> list[str]:
+def _cards(weights: Sequence[Optional[PathLike]]) -> list[str]:
     """Return the cards of checkpoints, of those that have one."""
     beside = [Path(path).with_suffix(".json") for path in weights if path and Path(path).is_file()]
     return [str(path) for path in beside if path.is_file()]
@@ -601,12 +620,12 @@ def _report(options: argparse.Namespace) -> None:
         "model": network.name,
         "weights": {"path": str(network.path), "sha256": digest},
         "data": options.config or options.data,
-        "command": shlex.join(["ppconvmixer", *sys.argv[1:]]),
+        "command": options.spelled,
         "machine": benchmark.machine(),
         "versions": benchmark.versions(),
         "forms": deployment.measure(material, forms, options.rounds),
     }
-    write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     deployment_page.write(report, folder)
     for form in report["forms"]:
         say(f"{form['form']:30} {100 * form['top1']:6.2f} %  {form['images_per_second'] or 0:8.1f} img/s")
@@ -672,5 +691,4 @@ def _benchmark(options: argparse.Namespace) -> None:
     if "markdown" in outputs:
         picture = outputs.get("picture")
         shown = picture and os.path.relpath(picture, outputs["markdown"].parent)
-        command = " ".join(["ppconvmixer benchmark", *options.parts, f"--rounds {options.rounds}"])
-        write_text(outputs["markdown"], performance.markdown(report, command, shown))
+        write_text(outputs["markdown"], performance.markdown(report, options.spelled, shown))

@@ -144,19 +144,21 @@ class Classes(paddle.callbacks.Callback):
 
 
 class Histograms(paddle.callbacks.Callback):
-    """After every so many epochs, draws the weights, and what every block makes of some evaluation pictures.
+    """After every so many epochs and the last, draws the weights, and what every block makes of some pictures.
 
     The network is that of the optimiser, not its moving average. Hooks take the activations, one evaluation long: with
     hooks the layers compute, without them the CPU operator does again.
     """
 
-    def __init__(self, state: RunState, curves: VisualDL, samples: Samples, every: int, amp: str):
+    def __init__(self, state: RunState, curves: VisualDL, samples: Samples, recipe: Recipe, amp: str):
         super().__init__()
-        self.state, self.curves, self.every, self.amp = state, curves, every, amp
+        self.state, self.curves, self.amp = state, curves, amp
+        self.every, self.epochs = recipe.train.histograms, recipe.epochs
         self.samples = samples
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if distributed.RANK or not self.every or self.state.epochs % self.every:
+        last = self.state.epochs == self.epochs
+        if distributed.RANK or not self.every or (self.state.epochs % self.every and not last):
             return
         network = self.model.network
         for name, parameter in network.named_parameters():

@@ -136,14 +136,18 @@ def from_folders(source: Source, under: str = "", classes: Optional[Sequence[str
         UserError: no class folders, a folder that is none of ``classes``, or one without pictures.
     """
     prefix = f"{under.strip('/')}/" if under.strip("/") else ""
-    names = [
-        name
-        for name in source.names()
-        if name.startswith(prefix) and name.count("/") > prefix.count("/") and _is_picture(name)
-    ]
+    inside = [name for name in source.names() if name.startswith(prefix) and name.count("/") > prefix.count("/")]
+    names = [name for name in inside if _is_picture(name)]
     words = [printable(name[len(prefix) :].split("/", 1)[0]) for name in names]
     if not names:
         raise UserError(f"there are no class folders with pictures in {source}{f' under {under}' if under else ''}")
+    others = {printable(name[len(prefix) :].split("/", 1)[0]): name for name in inside if _is_visible(name)}
+    without = sorted(others.keys() - set(words))
+    if without:
+        raise UserError(
+            f"the folder {brief(without[0])} of {source} holds no pictures that are read, only such as "
+            f"{brief(others[without[0]])}; convert them (to {', '.join(sorted(PICTURE_SUFFIXES))}), or take them out"
+        )
     classes = tuple(sorted(set(words)) if classes is None else classes)
     return Pictures(names, _numbers(words, names, classes), classes, lambda i: source.read(names[i]))
 
@@ -238,8 +242,11 @@ def _lines(path: PathLike) -> Iterator[str]:
 
 
 def _is_picture(name: str) -> bool:
-    visible = not any(part.startswith(".") for part in name.split("/"))
-    return visible and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+    return _is_visible(name) and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith(".") for part in name.split("/"))
 
 
 def _located(

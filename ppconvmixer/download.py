@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Optional, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from . import files
-from .errors import UserError
+from .errors import UserError, said
 
 if TYPE_CHECKING:  # requests takes a quarter of a second to import
     from requests import Response
@@ -96,10 +96,17 @@ class PublishedFile:
 
 
 def home() -> Path:
-    """Return the cache folder: ``PPCONVMIXER_HOME``, or the platform's place for caches."""
+    """Return the cache folder: ``PPCONVMIXER_HOME``, or the platform's place for caches.
+
+    Raises:
+        UserError: it begins with ``~`` and nobody knows whose home that is.
+    """
     chosen = os.environ.get("PPCONVMIXER_HOME")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError as error:
+            raise UserError(f"PPCONVMIXER_HOME={chosen}: {said(error)}") from error
     import platformdirs
 
     return platformdirs.user_cache_path("ppconvmixer", appauthor=False)

@@ -21,6 +21,7 @@ from .files import sha256, write_text
 from .loader import Kept, Samples
 from .losses import create_loss
 from .mixing import Mixing
+from .optim import ema_decay
 from .recipe import Phase, Recipe
 from .stopping import Stopped, StopWish
 from .transforms import eval_transform, train_transform
@@ -160,6 +161,7 @@ def _prepare(recipe: Recipe, train: Pictures, saved: Optional[run_state.Saved]) 
 
     mixing = Mixing(recipe.augment, num_classes, settings.label_smoothing) if recipe.augment.mixes else None
     data = phases.create(recipe, samples, mixing)
+    _check_reach(recipe, len(train), sum(data.counts))
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
     network = _network(recipe, train.classes, num_classes, filled=saved is None)
@@ -221,7 +223,7 @@ def _train(
         c.EarlyStopping(state, settings.patience),
         curves,
         drawn.Classes(state, curves, drawn.class_names(train.classes, num_classes)),
-        drawn.Histograms(state, curves, judge, settings.histograms, amp),
+        drawn.Histograms(state, curves, judge, recipe, amp),
         tell,
         save,
         report,
@@ -316,6 +318,19 @@ def _logged() -> Iterator[Callable[[Path], None]]:
 def count_classes(train: Pictures) -> int:
     """Return how many classes a network for these training pictures tells apart."""
     return len(train.classes) if train.classes else int(train.labels.max()) + 1
+
+
+def _check_reach(recipe: Recipe, pictures: int, steps: int) -> None:
+    """Say which settings come to less than they name in a run of so few pictures or steps."""
+    ema, reached = recipe.train.ema, ema_decay(1.0, steps)
+    if ema and ema > reached:
+        logger.warning(
+            "train.ema is %g, but comes to %.4f at most in %d steps, as every larger value does; take a smaller one",
+            *(ema, reached, steps),
+        )
+    batch = max(phase.batch_size for phase in recipe.phases())
+    if batch > pictures:
+        logger.warning("a batch of %d is of the %d training pictures there are; take a smaller one", batch, pictures)
 
 
 def _check_numbers(recipe: Recipe, train: Pictures) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import mmap
 import multiprocessing
 import os
@@ -21,9 +22,10 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from . import distributed
+from .augment import erase
 from .datasets import Pictures
 from .draws import Draws
-from .errors import UserError
+from .errors import UserError, said
 from .mixing import PAIR, Mixing
 from .transforms import Picture, Transform, decode, eval_transform
 
@@ -191,7 +193,12 @@ def _with_workers(
     pool: list[_Worker] = []
     try:
         for _ in range(workers):
-            pool.append(_Worker(samples, epoch, len(parts[0]), [worker.connection for worker in pool]))
+            try:
+                pool.append(_Worker(samples, epoch, len(parts[0]), [worker.connection for worker in pool]))
+            except (OSError, OverflowError) as error:
+                raise UserError(
+                    f"cannot start {workers} data workers: {said(error)}; use fewer, or a smaller batch"
+                ) from error
         for number in range(min(workers * SLOTS, len(parts))):
             pool[number % workers].start(number // workers % SLOTS, parts[number])
         for number, indices in enumerate(parts):
@@ -278,7 +285,7 @@ class _Worker:
 
 def _shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return an array of zeros that forked processes share; containers often limit /dev/shm, which this is not."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
@@ -342,6 +349,8 @@ class TrainBatches:
             targets = batch.labels
             if self.mixing:
                 targets = self.mixing(batch.images, targets, Draws(self.samples.seed, epoch, [number]))
+                if self.mixing.augment.erasing:  # the transform leaves it to us, see there
+                    erase(batch.images, Draws(self.samples.seed, epoch, batch.indices), self.mixing.augment)
             yield [batch.images, targets]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from . import per_class, svg
 from .files import write_text
 from .recipe import Recipe
-from .records import Records
+from .records import LAYERS, Records
 from .run_state import RunState
 
 FILE = "report.html"
@@ -93,21 +93,25 @@ def _summary(recipe: Recipe, state: RunState) -> str:
 
 
 def _curves(records: Records) -> str:
-    def chart(title: str, tags: dict[str, str], scale: float = 1.0, log: bool = False) -> str:
+    def chart(title: str, tags: dict[str, str], scale: float = 1.0, log: bool = False, rainbow: bool = False) -> str:
         named = {}
         for name, tag in tags.items():
             if tag in records.curves:
                 at, values = records.curves[tag]
                 named[name] = (at, scale * np.array(values))
-        return svg.lines(title, named, "step", log)
+        return svg.lines(title, named, "step", log, rainbow)
 
     parts = {"train": "train", "eval": "eval", "moving average": "eval_ema"}
+    layers = {tag: tag for tag in records.curves if tag.startswith(f"{LAYERS}/")}
     return _row(
         chart("loss", {name: f"{part}/loss" for name, part in parts.items()}),
         chart("top-1, %", {name: f"{part}/top1" for name, part in parts.items()}, 100),
+        chart("top-5, %", {name: f"{part}/top5" for name, part in parts.items()}, 100),
         chart("learning rate", {"": "train/learning_rate"}),
         chart("gradient norm", {"": "train/gradient_norm"}, log=True),
+        chart("gradient norm of every layer, stem violet to head yellow", layers, log=True, rainbow=True),
         chart("pictures a second", {name: f"{part}/images_per_second" for name, part in parts.items()}),
+        chart("time that steps wait for pictures, %", {"": "train/waiting"}, 100),
     )
 
 

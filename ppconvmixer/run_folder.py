@@ -141,8 +141,11 @@ def changes(folder: Path, recipe: Recipe, pictures: str, teacher: Optional[str],
         UserError: nothing was saved, and ``folder`` holds weights that a new beginning would replace.
     """
     if saved is None:
-        if (folder / "last.pdparams").exists():
-            raise UserError(f"{folder} holds weights, but no saved state to go on from; start again with --overwrite")
+        finished = [name for name in ("last.pdparams", "best.pdparams", "result.json") if (folder / name).exists()]
+        if finished:
+            raise UserError(
+                f"{folder} holds {finished[0]}, but no saved state to go on from; start again with --overwrite"
+            )
         before = recipes.load(folder / "recipe.yaml")
     else:
         before = recipes.from_dict(saved.facts["recipe"])

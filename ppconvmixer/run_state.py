@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -98,8 +99,9 @@ class Saved:
 
 
 def files(folder: Path) -> list[Path]:
-    """Return the state files of a run folder, the newest first."""
-    return sorted(folder.glob("state-*.safetensors"), reverse=True)
+    """Return the state files of a run folder, the newest first; a copy that a user made under another name is none."""
+    found = folder.glob("state-*.safetensors")
+    return sorted((path for path in found if re.fullmatch(r"state-\d{10}\.safetensors", path.name)), reverse=True)
 
 
 def save(folder: Path, model: Trainer, state: RunState, facts: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import logging
 import lzma
 import os
 import tarfile
@@ -13,6 +14,8 @@ from typing import Any, BinaryIO, Optional, Union
 
 from .errors import UserError, said, shown
 from .files import PathLike
+
+logger = logging.getLogger("ppconvmixer")
 
 MAX_UNPACKED = 16  # times its size that a compressed archive may unpack to; CIFAR-10 as JPEGs comes to 6
 MAX_HEADER = 1 << 14  # bytes of a tar header, which Python may take quadratic time to parse; a path has 4,096
@@ -71,14 +74,15 @@ def _files(folder: str, above: frozenset[str]) -> Iterator[str]:
     if real in above:
         return
     try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    for entry in entries:
-        if entry.is_dir():
-            yield from _files(entry.path, above | {real})
-        elif entry.is_file():
-            yield entry.path
+        entries = [(entry.path, entry.is_dir(), entry.is_file()) for entry in os.scandir(folder)]
+    except OSError as error:  # also a link that leads to itself
+        what = error.filename if error.filename not in (None, folder) else f"the folder {folder}"
+        raise UserError(f"cannot read {what}: {error.strerror or error}") from error
+    for path, is_folder, is_file in entries:
+        if is_folder:
+            yield from _files(path, above | {real})
+        elif is_file:
+            yield path
 
 
 class Tar:
@@ -111,19 +115,23 @@ class Tar:
         source = unpack(stream) if unpack else stream
         headers = _Limited(source, limit)
         with tarfile.open(fileobj=headers, mode="r:") as archive:
-            end = -1
+            end, links = -1, []
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile would keep a kilobyte of each
                 if member.offset_data <= end:  # a negative size leads back to what was read already
                     raise UserError(f"the member {shown(member.name)} reaches outside the archive")
                 end = member.offset_data
+                name = str(PurePosixPath(member.name))
+                if member.islnk():
+                    self._link(name, str(PurePosixPath(member.linkname)))
+                if member.issym():
+                    links.append(name)
                 if not member.isreg():
                     continue
                 if not end <= end + member.size <= limit:
                     raise UserError(f"the member {shown(member.name)} reaches outside the archive; {_UNPACK}")
                 if member.issparse():
                     raise UserError(f"the member {shown(member.name)} is sparse; pack it as it is")
-                name = str(PurePosixPath(member.name))
                 if unpack:
                     source.seek(end)
                     self._content[name] = source.read(member.size)
@@ -133,6 +141,18 @@ class Tar:
                     self._spans[name] = end, member.size
             while unpack and source.read(1 << 20):  # to the checksum at its end
                 headers.check(source.tell())
+        if links:
+            logger.warning(
+                "%s: %d members are symbolic links, such as %s, and are left out; pack with tar's --dereference",
+                *(self.path, len(links), shown(links[0])),
+            )
+
+    def _link(self, name: str, target: str) -> None:
+        """Give a member that came before another name, as tar does where a file has several."""
+        place = next((place for place in (self._content, self._spans) if target in place), None)
+        if place is None:
+            raise UserError(f"the member {shown(name)} stands for {shown(target)}, which does not come before it")
+        place[name] = place[target]
 
     def __str__(self) -> str:
         return str(self.path)
@@ -142,12 +162,17 @@ class Tar:
         return sorted([*self._spans, *self._content])
 
     def find(self, name: str) -> Optional[str]:
-        """Return the member ``name``, or else the only member of that file name: the validation tar has no folders."""
+        """Return the member ``name``, or else the only one of that file name, if no folder speaks against it.
+
+        A folder that only one of the two names has does not: the validation tar has none, and its lists often do.
+        """
         name = str(PurePosixPath(name))
         if name in self._spans or name in self._content:
             return name
         alike = self._by_file_name.get(name.rsplit("/", 1)[-1], [])
-        return alike[0] if len(alike) == 1 else None
+        if len(alike) == 1 and (f"/{name}".endswith(f"/{alike[0]}") or alike[0].endswith(f"/{name}")):
+            return alike[0]
+        return None
 
     def read(self, name: str) -> bytes:
         """Return a member's content."""

@@ -18,13 +18,14 @@ Histogram = tuple[Sequence[float], Sequence[float]]
 """What is in every bin, and the edges of the bins."""
 
 
-def lines(title: str, named: Mapping[str, Line], x_label: str, log: bool = False) -> str:
+def lines(title: str, named: Mapping[str, Line], x_label: str, log: bool = False, rainbow: bool = False) -> str:
     """Draw lines through points (x, y), with a legend; a point that is not finite is left out.
 
     Of a long line, the mean of neighbouring points is drawn, so that no more than ``POINTS`` are.
 
     Args:
         log: powers of ten up the axis, where the values reach over two of them.
+        rainbow: many lines in an order, from violet to yellow; without a legend.
     """
     found = {}
     for name, (x, y) in named.items():
@@ -38,7 +39,7 @@ def lines(title: str, named: Mapping[str, Line], x_label: str, log: bool = False
     log = log and ys.min() > 0 and ys.max() >= 100 * ys.min()
     drawn = {name: _thinned(x, np.log10(y) if log else y) for name, (x, y) in found.items()}
     y_ticks = _decades(ys.min(), ys.max()) if log else _ticks(ys.min(), ys.max())
-    return _axes(title, drawn, x_label, _ticks(xs.min(), xs.max()), y_ticks, log)
+    return _axes(title, drawn, x_label, _ticks(xs.min(), xs.max()), y_ticks, log, rainbow=rainbow)
 
 
 def shares(title: str, x: Sequence[float], y: Sequence[float], x_label: str) -> str:
@@ -56,6 +57,7 @@ def _axes(
     log: bool,
     width: int = 560,
     height: int = 250,
+    rainbow: bool = False,
 ) -> str:
     (left, right), (low, high) = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
 
@@ -76,13 +78,14 @@ def _axes(
     parts.append(_text(width - _RIGHT, height - 6, x_label, "text-anchor='end'"))
     legend = width - _RIGHT
     for number, (name, (x, y)) in enumerate(drawn.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        share = number / max(len(drawn) - 1, 1)
+        colour = f"hsl({270 - 215 * share:.0f},80%,45%)" if rainbow else COLOURS[number % len(COLOURS)]
         points = [place(*point) for point in zip(x.tolist(), y.tolist())]
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
         parts.append(f"<path d='M{path}' fill='none' stroke='{colour}' stroke-width='1.5'/>")
         if len(points) <= 60:
             parts += [f"<circle cx='{px:.1f}' cy='{py:.1f}' r='2' fill='{colour}'/>" for px, py in points]
-        if name:
+        if name and not rainbow:
             parts.append(_text(legend, 16, name, f"text-anchor='end' fill='{colour}'"))
             legend -= 7 * len(name) + 16
     return _svg(width, height, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Optional
 
 from . import card, layouts, zoo
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from .model import ConvMixer
 
 
+_CLAIM = 16  # times its numbers that a checkpoint's shapes may ask memory for; what it lacks is named later
+
+
 def check_shape(state: State, name: str, weights: PathLike) -> None:
     """Refuse a checkpoint of another shape or for other pictures before a model is made; by its name it may be huge.
 
@@ -26,11 +30,15 @@ def check_shape(state: State, name: str, weights: PathLike) -> None:
         UserError: it has another shape, or other than three channels.
     """
     found, wanted = layouts.shape(state), zoo.variant(name)
-    if found != {key: getattr(wanted, key) for key in found}:
+    if found != {key: getattr(wanted, key) for key in ("dim", "depth", "kernel_size", "patch_size")}:
         raise UserError(
             f"{weights} holds {layouts.describe(state)}; the model is "
             f"ConvMixer-{wanted.dim}/{wanted.depth}, kernel {wanted.kernel_size}, patch {wanted.patch_size}"
         )
+    wanted = dataclasses.replace(wanted, num_classes=layouts.classes(state) or 0)
+    held = sum(value.size for value in state.values())
+    if wanted.parameters() > _CLAIM * held:
+        raise UserError(f"{weights} holds {held:,} numbers, and {name} has {wanted.parameters():,}; it is not complete")
     channels = state["stem.0.weight"].shape[1]
     if channels != 3:
         raise UserError(f"{weights} takes {channels} channels; pictures have 3")

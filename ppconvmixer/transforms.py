@@ -106,7 +106,7 @@ def eval_crop(spec: InputSpec, backend: str = "pil") -> Callable[[Picture], np.n
     def crop(picture: Picture) -> np.ndarray:
         shape, (left, top) = _middle(spec, *dimensions(picture))
         check_pixels(*shape)  # a picture of one pixel by sixty thousand would become one of gigabytes
-        resized = np.asarray(resize(picture, shape, spec.interpolation))
+        resized = np.asarray(picture if dimensions(picture) == shape else resize(picture, shape, spec.interpolation))
         return resized[top : top + size, left : left + size]
 
     return crop
@@ -167,7 +167,8 @@ class Transform:
         box = crop_box(*dimensions(picture), self.augment, numbers)
         if box == (0, 0, *size) and dimensions(picture) == size:
             return np.asarray(picture)
-        return np.asarray(_image(picture).resize(size, _resample(interpolation), box=box))
+        # Cut out first, as torchvision does: with ``box=``, Pillow's filter would look at pixels beyond the edge.
+        return np.asarray(_image(picture).crop(box).resize(size, _resample(interpolation)))
 
     def finish(self, pictures: np.ndarray, draws: Optional[Draws] = None) -> np.ndarray:
         """Vary ``pictures``, uint8 (N, size, size, 3), in place; return them normalised, float32 (N, 3, size, size)."""
@@ -183,7 +184,7 @@ class Transform:
             np.divide(picture.transpose(2, 0, 1), np.float32(255), out=image)
             image -= self._mean
             image /= self._std
-        if augment.erasing:
+        if augment.erasing and not augment.mixes:  # a rectangle is erased of what was mixed, see ``TrainBatches``
             erase(images, draws, augment)
         return images
 

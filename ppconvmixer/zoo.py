@@ -235,7 +235,7 @@ def spelled(shape: Variant) -> str:
 _SPELLED = re.compile(r"convmixer_([1-9]\d{0,3})_([1-9]\d{0,2})_ks([1-9]\d?)_p([1-9]\d?)(?:_(relu))?", re.ASCII)
 
 
-def input_spec(name: str, **changes: Any) -> InputSpec:
+def input_spec(name: str, /, **changes: Any) -> InputSpec:
     """Return the input of a model, with ``changes`` (a checkpoint's card, a recipe) on top.
 
     Raises:

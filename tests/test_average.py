@@ -56,3 +56,18 @@ def test_mistakes(three, tmp_path, tiny_weights, capsys):
     checkpoint.write(b, random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=4))
     more = ("--model", "convmixer_tiny", "--overwrite")
     assert "in its num_classes: 4, not 3" in refused(capsys, "average", a, b, target, *more)
+
+
+def test_checkpoints_that_lack_something_are_refused(three, tmp_path, capsys):
+    """The mean must not lack it too, nor be broadcast from what has another shape."""
+    paths, states = three
+    target, name = tmp_path / "mean.pdparams", "blocks.1.1.bias"
+    for lacking in (paths, paths[1:]):
+        for path, state in zip(paths, states):
+            state = {key: value for key, value in state.items() if key != name} if path in lacking else state
+            checkpoint.write(path, state)
+            card.write(path, card.Card(model="convmixer_tiny", classes=("cat", "dog", "owl")))
+        assert name in refused(capsys, "average", *paths, target)
+    checkpoint.write(paths[0], {**states[0], name: np.zeros(1, np.float32)})
+    assert name in refused(capsys, "average", *paths, target)
+    assert not target.exists()

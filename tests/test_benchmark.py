@@ -115,6 +115,8 @@ def test_the_command_writes_json_page_and_picture(tmp_path, monkeypatch, capsys)
 def test_wrong_words_are_named(capsys):
     assert cli.main(["benchmark", "inferense"]) == 2
     assert "unknown part 'inferense'; did you mean inference" in capsys.readouterr().err
+    assert cli.main(["benchmark", "inference", "data", "--contenders", "torch eagre"]) == 2
+    assert "unknown contender 'torch eagre'; did you mean torch eager" in capsys.readouterr().err
     assert cli.main(["benchmark", "data", "--picture", "x.png"]) == 2
     assert "--picture draws the part scaling" in capsys.readouterr().err
 

@@ -1,14 +1,17 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, random_state, refused, run, write_layout
 from PIL import Image
 
-from ppconvmixer import checkpoint, engines, layouts
+from ppconvmixer import checkpoint, engines, layouts, recipe
 from ppconvmixer.trained import Trained
 
 
@@ -191,6 +194,26 @@ def test_mistakes_of_convert(tmp_path, tiny_weights, capsys):
     assert "--layout" in failure(capsys, "convert", tiny_weights, tmp_path / "y.pdparams", "--layout", "keras")
 
 
+def test_convert_leaves_the_cards_of_others_alone(tmp_path, tiny_weights, capsys):
+    weights, other = tmp_path / "w.pdparams", tmp_path / "other.json"
+    weights.write_bytes(tiny_weights.read_bytes())
+    other.write_text('{"classes": ["a", "b", "c"]}')
+    message = failure(capsys, "convert", weights, tmp_path / "other.safetensors")  # which has no card
+    assert f"{other} would pass for the card of" in message and not (tmp_path / "other.safetensors").exists()
+    assert "would pass" in failure(capsys, "convert", tiny_weights, tmp_path / "other.pdparams")
+    assert other.read_text() == '{"classes": ["a", "b", "c"]}'
+    assert run("convert", tiny_weights, tmp_path / "other.pdparams", "--overwrite") == 0
+    assert json.loads(other.read_text())["classes"] == ["cat", "dog", "owl"]
+    weights.with_suffix(".json").write_bytes(tiny_weights.with_suffix(".json").read_bytes())
+    card = weights.with_suffix(".json").read_bytes()
+    assert run("convert", weights, tmp_path / "w.safetensors") == 0  # two files, one card, which stays the first one's
+    assert weights.with_suffix(".json").read_bytes() == card
+    weights.with_suffix(".json").write_text("no card")
+    capsys.readouterr()
+    assert "cannot read the card" in failure(capsys, "convert", weights, tmp_path / "new.pdparams")
+    assert not (tmp_path / "new.pdparams").exists()
+
+
 def test_convert_takes_the_card_along(tmp_path, tiny_weights, class_folders, capsys):
     assert run("convert", tiny_weights, tmp_path / "t.safetensors", "--layout", "mmpretrain") == 0
     assert run("predict", "--weights", tmp_path / "t.safetensors", class_folders / "val/cat/cat 0.png") == 0
@@ -228,8 +251,59 @@ def test_mistakes_of_finetune(tmp_path, capsys):
 
 def test_the_tools_are_the_commands(tmp_path):
     """They work from a clone that is not installed, in any folder."""
-    for name in ("eval", "finetune", "predict", "convert"):
+    own = ("ablation", "cifar10_jpegs", "compare", "draw_augmentations", "ship")
+    for name in sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem not in own):
         done = subprocess.run(
             [sys.executable, ROOT / f"tools/{name}.py", "--help"], capture_output=True, text=True, cwd=tmp_path
         )
         assert done.returncode == 0 and done.stdout.startswith(f"usage: ppconvmixer {name}")
+
+
+def test_outputs_take_the_place_of_nothing_else(tmp_path, tiny_weights, class_folders, capsys):
+    weights = tmp_path / "w.pdparams"
+    weights.write_bytes(tiny_weights.read_bytes())
+    weights.with_suffix(".json").write_bytes(tiny_weights.with_suffix(".json").read_bytes())
+    arguments = ("eval", "--weights", weights, "--data", class_folders / "val")
+    assert "is an input of this command" in failure(capsys, *arguments, "--output", weights.with_suffix(".json"))
+    os.mkfifo(tmp_path / "pipe")
+    for output in ("/dev/null", "/", tmp_path / "pipe", tmp_path):
+        assert f"cannot write {output}; name a file" in failure(capsys, *arguments, "--output", output)
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "result.json").symlink_to(tmp_path / "elsewhere/result.json")
+    assert run(*arguments, "--output", tmp_path / "result.json") == 0
+    assert (tmp_path / "result.json").is_symlink()
+    assert json.loads((tmp_path / "elsewhere/result.json").read_text())["samples"] == 12
+
+
+def test_names_that_are_not_utf8_go_through(tmp_path, tiny_weights, class_folders, capsysbinary):
+    pictures = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(class_folders / "val", pictures)
+    result = tmp_path / "result.json"
+    assert run("eval", "--weights", tiny_weights, "--data", pictures, "--output", result) == 0
+    assert json.loads(result.read_text())["data"]["path"] == str(pictures)
+    capsysbinary.readouterr()
+    assert run("predict", "--weights", tiny_weights, pictures / "cat/cat 0.png") == 0
+    assert b"caf\\udce9/cat/cat 0.png" in capsysbinary.readouterr().out
+
+
+def test_a_recipe_of_other_classes_is_refused(tmp_path, class_folders, capsys):
+    state = random_state(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=5)
+    checkpoint.write(tmp_path / "five.pdparams", state)
+    settings = ("data.dataset=folder", f"data.path={class_folders}", "data.train=train", "data.val=val")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.load("digits", [*settings, "data.val_fraction=null"]).to_yaml())
+    arguments = ("eval", "--model", "convmixer_tiny", "--weights", tmp_path / "five.pdparams", "-c", path)
+    assert "has pictures of 3 classes" in failure(capsys, *arguments)
+
+
+def test_the_first_picture_after_tta_is_a_picture(tiny_weights, class_folders, capsys):
+    one, two = (class_folders / f"val/cat/cat {i}.png" for i in (0, 1))
+    assert run("predict", "--weights", tiny_weights, one, two, "--tta") == 0
+    expected = capsys.readouterr().out
+    assert run("predict", "--weights", tiny_weights, "--tta", one, two) == 0
+    assert capsys.readouterr().out == expected
+    assert run("predict", "--weights", tiny_weights, "--tta", one) == 0
+    assert capsys.readouterr().out == expected[: len(expected) // 2]
+    assert "unknown view 'nothing.png'" in failure(capsys, "predict", "--weights", tiny_weights, "--tta", "nothing.png")
+    assert "no picture is named" in failure(capsys, "predict", "--weights", tiny_weights)

@@ -1,6 +1,7 @@
 import csv
 import io
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -35,6 +36,18 @@ def test_things_that_are_no_pictures_are_left_alone(tmp_path):
     assert datasets.from_folders(sources.Folder(tmp_path)).names == ["a/x.png", "b/deep/y.JPEG"]
     with pytest.raises(UserError, match="no class folders"):
         datasets.from_folders(sources.Folder(tmp_path), "a/deeper")
+
+
+def test_a_class_of_pictures_that_are_not_read_does_not_go_missing(tmp_path):
+    for name in ("p/cat/x.png", "p/dog/y.heic", "p/.git/z", "p/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        UserError, match="the folder dog of .* holds no pictures that are read, only such as p/dog/y.heic"
+    ):
+        datasets.from_folders(sources.Folder(tmp_path), "p")
+    with pytest.raises(UserError, match="the folder dog of .*, only such as dog/y.heic; convert them"):
+        datasets.from_folders(sources.Folder(tmp_path / "p"), classes=["cat", "dog"])
 
 
 @pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", "  "])
@@ -121,6 +134,37 @@ def test_an_ambiguous_file_name_is_not_guessed(tmp_path):
         (tmp_path / "in" / name).write_bytes(name.encode())
     archive = sources.Tar(make_tar(tmp_path / "p.tar", tmp_path / "in"))
     assert archive.find("c/x.png") is None and archive.find("a/x.png") == "a/x.png"
+
+
+def test_a_picture_that_lies_in_another_folder_is_another(class_folders, tmp_path):
+    """A dog must not be judged as the cat of its file name, which the archive lacks."""
+    archive = sources.Tar(make_tar(tmp_path / "p.tar", class_folders / "val"))
+    assert archive.find("cat/dog 1.png") is None and archive.find("og/dog 1.png") is None
+    for name in ("dog 1.png", "dog/dog 1.png", "val/dog/dog 1.png", "./dog/dog 1.png"):
+        assert archive.find(name) == "dog/dog 1.png", name
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_links_in_a_tar(class_folders, tmp_path, suffix, caplog):
+    """A second name of a file is one more picture, a link to somewhere is none, and nothing goes missing in silence."""
+    first = class_folders / "val/cat/cat 0.png"
+    with tarfile.open(tmp_path / f"p.tar{suffix}", f"w:{suffix[1:]}") as archive:
+        archive.add(first, "cat/a.png")
+        member = tarfile.TarInfo("./dog/b.png")
+        member.type, member.linkname = tarfile.LNKTYPE, "cat/a.png"
+        archive.addfile(member)
+    found = sources.Tar(tmp_path / f"p.tar{suffix}")
+    assert found.names() == ["cat/a.png", "dog/b.png"] and found.read("dog/b.png") == first.read_bytes()
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        with tarfile.open(tmp_path / f"{kind}.tar", "w") as archive:
+            member = tarfile.TarInfo("dog/b.png")
+            member.type, member.linkname = kind, "../etc/passwd"
+            archive.addfile(member)
+    assert sources.Tar(tmp_path / f"{tarfile.SYMTYPE}.tar").names() == []
+    assert "1 members are symbolic links, such as 'dog/b.png', and are left out" in caplog.text
+    message = re.escape("'dog/b.png' stands for '../etc/passwd', which does not come before it")
+    with pytest.raises(UserError, match=message):
+        sources.Tar(tmp_path / f"{tarfile.LNKTYPE}.tar")
 
 
 def test_tars_that_are_none(tmp_path):
@@ -287,4 +331,10 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sources.os, "scandir", denied)
     with pytest.raises(UserError, match=f"cannot read the folder {tmp_path}: Permission denied"):
+        sources.Folder(tmp_path).names()
+
+
+def test_a_link_to_itself_is_named(tmp_path):
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(UserError, match=f"cannot read {tmp_path / 'round'}: Too many levels"):
         sources.Folder(tmp_path).names()

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from ppconvmixer import checkpoint, finetune, recipe, run_state
+from ppconvmixer.records import FILE, Records
 
 
 def command(script, arguments, log_dir):
@@ -154,6 +155,11 @@ def test_two_processes_do_all_that_one_does_and_only_the_first_writes(tmp_path, 
     assert ours.run["steps"] == theirs.run["steps"] == 6 and ours.run["epochs"] == 3
     for key in ("metrics", "ema_metrics"):
         assert ours.run[key]["loss"] == pytest.approx(theirs.run[key]["loss"], rel=1e-4)
+    # The curves are of all pictures, not of those that the first process trained on.
+    ours, theirs = (Records(tmp_path / name / "visualdl" / FILE).read().curves for name in ("two", "one"))
+    for tag in ("train/loss", "train/top1"):
+        assert ours[tag][0] == theirs[tag][0] and len(ours[tag][0]) == 6
+        np.testing.assert_allclose(ours[tag][1], theirs[tag][1], rtol=1e-4, err_msg=tag)
     assert (
         "2 processes: train.batch_size is that of one, a step takes 2 x 4 x 2 = 16 pictures; optimizer.lr stays 0.1"
         in (tmp_path / "two/log.txt").read_text()

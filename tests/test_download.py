@@ -843,6 +843,9 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     assert download.home() == tmp_path / "here"
     monkeypatch.setenv("PPCONVMIXER_HOME", "relative")
     assert download.home().is_absolute()
+    monkeypatch.setenv("PPCONVMIXER_HOME", "~nobody-of-that-name/x")
+    with pytest.raises(UserError, match="PPCONVMIXER_HOME=~nobody-of-that-name/x"):
+        download.home()
     monkeypatch.setenv("PPCONVMIXER_HOME", "")
     import platformdirs
 

@@ -205,7 +205,7 @@ def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path
 
     monkeypatch.setattr(callbacks.Count, "on_train_batch_end", watch)
     monkeypatch.setattr(callbacks, "_told", lambda metrics: (figures.append(metrics), "")[1])
-    ours = small(class_folders, "train.ema=0.8", "train.monitor=loss", "optimizer.lr=0.05", "model.drop_rate=0.1")
+    ours = small(class_folders, "train.ema=0.35", "train.monitor=loss", "optimizer.lr=0.05", "model.drop_rate=0.1")
     result = finetune.finetune(ours, tmp_path / "run")
     paddle.seed(ours.train.seed)
     average = {
@@ -213,7 +213,7 @@ def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path
     }
     averages = []
     for step, weights in enumerate(seen, 1):
-        share = min(0.8, (1 + step) / (10 + step))
+        share = min(0.35, (1 + step) / (10 + step))
         average = {n: share * v + (1 - share) * weights[n] for n, v in average.items()}
         averages.append(average)
     saved = run_state.read(tmp_path / "run")
@@ -227,7 +227,7 @@ def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path
         np.testing.assert_allclose(best[name], value, rtol=0, atol=1e-5 * max(np.abs(value).max(), 1), err_msg=name)
         np.testing.assert_array_equal(last[name], saved.arrays[f"model/{name}"], err_msg=name)
     cards = [card.read(tmp_path / f"run/{name}.pdparams").facts for name in ("best", "last")]
-    assert [facts["ema"] for facts in cards] == [0.8, None] and result["ema"] == 0.8
+    assert [facts["ema"] for facts in cards] == [0.35, None] and result["ema"] == 0.35
     assert cards[0]["loss"] == result["loss"] == min(figures[1]["loss"], figures[3]["loss"])
     _, val = finetune.open_data(ours)
     for name, metrics in (("best", result), ("last", figures[2])):

@@ -203,9 +203,31 @@ def test_a_huge_head_is_refused_before_a_network_is_made(tmp_path):
         Trained(tmp_path / "w.pdparams", "convmixer_1536_20")
 
 
+@pytest.mark.parametrize("mixers", [999, 0])
+def test_shapes_of_few_numbers_do_not_ask_for_much_memory(tmp_path, mixers):
+    """The name fits what the shapes claim, or they claim nothing; the network would take 791 GB."""
+    state = {"stem.0.weight": np.ones((9999, 3, 1, 1), np.float32)}
+    state |= {f"blocks.{i}.0.fn.0.weight": np.ones((1, 1, 1, 1), np.float32) for i in range(mixers)}
+    if mixers:
+        state["blocks.0.0.fn.0.weight"] = np.ones((1, 1, 99, 1), np.float32)
+    state |= {"head.weight": np.ones((9999, 2), np.float32), "head.bias": np.ones(2, np.float32)}
+    checkpoint.write(tmp_path / "w.pdparams", state)
+    from ppconvmixer.trained import Trained
+
+    with pytest.raises(UserError, match="it is not complete|holds no complete ConvMixer"):
+        Trained(tmp_path / "w.pdparams", "convmixer_9999_999_ks99_p1")
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"size": 10**6}, {"crop_pct": 1e-9}, {"mean": [0, np.nan, 0]}, {"std": [1, np.nan, 1]}, {"mean": [10**400, 0, 0]}],
+    [
+        {"size": 10**6},
+        {"name": 1},
+        {"crop_pct": 1e-9},
+        {"mean": [0, np.nan, 0]},
+        {"std": [1, np.nan, 1]},
+        {"mean": [10**400, 0, 0]},
+    ],
 )
 def test_an_input_that_a_card_must_not_ask_for(tmp_path, change):
     text = json.dumps({"input": change})

@@ -266,3 +266,14 @@ def test_ctrl_c_is_left_to_the_parent(pictures):
         os.kill(process.pid, signal.SIGINT)
         os.kill(process.pid, signal.SIGTERM)
     assert sum(len(batch.indices) for batch in made) == 91
+
+
+def test_workers_that_cannot_start_are_one_line(pictures, monkeypatch):
+    def full(*arguments):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(loader.mmap, "mmap", full)
+    with pytest.raises(
+        UserError, match="cannot start 2 data workers: .*Cannot allocate memory; use fewer, or a smaller"
+    ):
+        drawn(pictures, 2)

@@ -12,6 +12,7 @@ from ppconvmixer.transforms import train_transform
 
 CHANCE = 1e-4  # of a test of chance to fail where nothing is wrong; the draws are fixed, so it does or does not
 BATCHES = 3000
+SPEC = zoo.InputSpec(8, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 def draws(number):
@@ -164,10 +165,9 @@ def test_accuracy_counts_the_class_with_the_larger_share():
 def batches(monkeypatch, rank, world, batch_size, skip=0):
     monkeypatch.setattr(distributed, "RANK", rank)
     monkeypatch.setattr(distributed, "WORLD", world)
-    spec = zoo.InputSpec(8, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     settings = Augment((0.5, 1.0), hflip=0.5, randaugment="n2-m12", mixup=0.5, cutmix=0.5)
     pictures = datasets.digits().subset(range(50))
-    samples = Samples(pictures, train_transform(spec, settings), 8, seed=3)
+    samples = Samples(pictures, train_transform(SPEC, settings), 8, seed=3)
     return list(TrainBatches(samples, batch_size, 0, epoch=2, skip=skip, mixing=Mixing(settings, 10, 0.1)))
 
 
@@ -189,3 +189,21 @@ def test_a_resumed_epoch_mixes_as_an_unbroken_one(monkeypatch):
     for (images, targets), (same, equal) in zip(whole[1:], rest):
         np.testing.assert_array_equal(images, same)
         np.testing.assert_array_equal(targets, equal)
+
+
+def test_what_is_erased_is_erased_of_the_mixture():
+    """As in timm: a rectangle of noise or of the mean colour is nobody's share."""
+    from ppconvmixer import augment
+
+    def made(**more):
+        settings = Augment(mixup=0.5, **more)
+        samples = Samples(datasets.digits().subset(range(32)), train_transform(SPEC, settings), 8, seed=3)
+        return next(iter(TrainBatches(samples, 16, 0, epoch=2, mixing=Mixing(settings, 10))))
+
+    erasing = {"erasing": 0.5, "erasing_mode": "const"}
+    (mixed, targets), (found, same) = made(), made(**erasing)
+    order = np.random.default_rng((3, 2)).permutation(32)[:16]
+    augment.erase(mixed, Draws(3, 2, order), Augment(**erasing))
+    np.testing.assert_array_equal(found, mixed)
+    np.testing.assert_array_equal(targets, same)
+    assert 0 < (found == 0).any(axis=(1, 2, 3)).sum() < 16

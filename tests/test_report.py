@@ -77,7 +77,9 @@ def sections(folder):
     """Return the source of every section but those that say where and how fast it was computed."""
     text = (folder / "report.html").read_text("utf-8")
     found = dict(re.findall(r"<section id='(\w+)'>(.*?)</section>", text, re.DOTALL))
-    found["curves"] = "".join(s for s in re.findall("<svg.*?</svg>", found["curves"]) if "pictures a second" not in s)
+    timed = ("pictures a second", "wait for pictures")
+    charts = re.findall("<svg.*?</svg>", found["curves"])
+    found["curves"] = "".join(chart for chart in charts if not any(title in chart for title in timed))
     return {name: content for name, content in found.items() if name != "environment"}
 
 
@@ -89,8 +91,15 @@ def test_the_page_shows_everything(whole, bad_folders):
     ]
     assert f"best epoch {result['best_epoch']}: top-1 {100 * result['top1']:.2f} %" in page.sections["summary"]
     assert "3 of 3 epochs on folder, 9 steps" in page.sections["summary"]
-    for title in ("loss", "top-1, %", "learning rate", "gradient norm", "pictures a second"):
+    titles = ("loss", "top-1, %", "top-5, %", "learning rate", "gradient norm", "gradient norm of every layer, ")
+    for title in (*titles, "pictures a second", "time that steps wait for pictures, %"):
         assert title in page.sections["curves"]
+    (layers,) = [
+        chart
+        for chart in re.findall("<svg.*?</svg>", (folder / "report.html").read_text("utf-8"))
+        if "every layer" in chart
+    ]
+    assert layers.count("fill='none'") == 6 and "hsl(270" in layers and "hsl(55" in layers  # stem, four blocks and head
     assert "moving average" in page.sections["curves"]
     assert settings(bad_folders).to_yaml() in page.sections["recipe"]
     assert (folder / "environment.json").read_text() in page.sections["environment"]

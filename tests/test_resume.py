@@ -473,11 +473,25 @@ def test_weights_without_a_state_are_not_overwritten(whole, tmp_path):
     overrides, folder = whole
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("recipe.yaml", "last.pdparams"):
-        (run / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(UserError, match="no saved state to go on from"):
-        train(overrides, run, resume=True)
-    assert (run / "last.pdparams").read_bytes() == (folder / "last.pdparams").read_bytes()
+    for kept in ("last.pdparams", "best.pdparams", "result.json"):  # somebody saved disk
+        for name in ("recipe.yaml", kept):
+            (run / name).write_bytes((folder / name).read_bytes())
+        with pytest.raises(UserError, match=f"holds {kept}, but no saved state to go on from"):
+            train(overrides, run, resume=True)
+        assert (run / kept).read_bytes() == (folder / kept).read_bytes()
+        (run / kept).unlink()
+
+
+def test_copies_of_a_state_are_nobodys_but_the_users(stopped):
+    overrides, run, folder = stopped
+    states = run_state.files(run)
+    copies = [run / "state-keep.safetensors", run / f"{states[1].stem} (copy).safetensors"]
+    for copy in copies:
+        copy.write_bytes(states[1].read_bytes())
+    assert run_state.files(run) == states
+    train(overrides, run, resume=True)
+    assert_same_run(run, folder)
+    assert all(copy.exists() for copy in copies) and len(run_state.files(run)) == run_state.KEPT
 
 
 def test_weights_that_are_no_numbers_are_not_saved(stopped):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import picture
 from PIL import Image
+from scipy import stats
 
 from ppconvmixer import UserError, augment, transforms, zoo
 from ppconvmixer.augment import Augment
@@ -133,7 +134,7 @@ def test_crops_are_resized_either_way_by_an_even_chance():
         bicubic += way == "bicubic"
         if bicubic < 20:
             box, filter_ = augment.crop_box(70, 50, settings, numbers), Image.Resampling[way.upper()]
-            expected = np.asarray(image.resize((SPEC.size, SPEC.size), filter_, box=box))
+            expected = np.asarray(image.crop(box).resize((SPEC.size, SPEC.size), filter_))
             np.testing.assert_array_equal(transform.crop(image, (numbers, way)), expected)
     assert abs(bicubic - 500) < 3 * np.sqrt(250)
 
@@ -147,6 +148,10 @@ def test_crops_have_the_area_and_ratio_asked_for():
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 400 and boxes[:, 3].max() <= 300
     assert area.min() > 0.19 and area.max() < 0.61 and abs(area.mean() - 0.4) < 0.01
     assert ratio.min() > 0.78 and ratio.max() < 1.28 and abs(np.log(ratio).mean()) < 0.01
+    for start, room in ((boxes[:, 0], 400 - width), (boxes[:, 1], 300 - height)):  # every place is as likely
+        place = (start + 0.5) / (room + 1)
+        assert place.min() < 0.02 and place.max() > 0.98
+        assert stats.kstest(place, "uniform").pvalue > 1e-3
     # A whole-picture crop of another shape does not fit: the largest one of the nearest ratio is taken.
     assert augment.crop_box(400, 100, Augment((1.0, 1.0)), numbers[0]) == (150, 0, 250, 100)
 

@@ -24,7 +24,7 @@ SCRATCH = {  # what is changed in configs/cifar10_128_8.yaml
     "crop and flip alone": [],
     "RandAugment `n2-m12`": ["augment.randaugment=n2-m12"],
     "mixup and cutmix": ["augment.mixup=0.5", "augment.cutmix=0.5"],
-    "moving average, 0.99": ["train.ema=0.99"],
+    "moving average, rising to 0.989": ["train.ema=0.99"],  # in so few steps
     "label smoothing, 0.1": ["train.label_smoothing=0.1"],
     "distilled from the 256/8": ["distill.teacher=convmixer_256_8_ks5_p2", "distill.weights=pretrained"],
 }

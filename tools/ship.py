@@ -73,7 +73,7 @@ def _facts(run: Path, weights: Path, data: str) -> dict:
     return {
         "command": shlex.join(["python", *command]),
         "sha256": sha256(weights),
-        "started_from": before and sha256(before),
+        "started_from": before and {**card.read(before).facts, "sha256": sha256(before)},
         "data": data,
         "environment": {key: environment[key] for key in ("git_revision", "versions", "device", "processes", "cpus")},
         "curve": {tag: [round(v, 6) for v in curves[tag][1]] for tag in CURVES if tag in curves},

@@ -1,0 +1,10 @@
+"""``python tools/average.py ARGS`` is ``ppconvmixer average ARGS``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+
+from ppconvmixer.cli import main  # noqa: E402
+
+sys.exit(main(["average", *sys.argv[1:]]))
