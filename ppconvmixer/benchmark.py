@@ -79,8 +79,8 @@ class Comparison:
         return next((t for t in self.timings if t.contender == contender), None)
 
     def best_peer(self) -> Optional[Timing]:
-        """Return the fastest contender that is no Paddle."""
-        rivals = [t for t in self.timings if t.contender not in PADDLE]
+        """Return the fastest contender that is no Paddle; None where we did not take part."""
+        rivals = [t for t in self.timings if t.contender not in PADDLE] if self.of(OURS) else []
         return max(rivals, key=lambda t: t.images_per_second, default=None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,7 +196,8 @@ class _Runner:
 
     def sample(self, seconds: float) -> None:
         """Have it repeat its step for so long."""
-        self.connection.send(seconds)
+        with contextlib.suppress(OSError):  # it is gone; `_receive` says so
+            self.connection.send(seconds)
         taken, self.steps, self.peak = self._receive()
         self.samples.append(taken)
 
@@ -219,8 +220,8 @@ class _Runner:
     def _receive(self) -> Any:
         try:
             answer = self.connection.recv()
-        except EOFError as error:
-            raise UserError(f"{self.contender} ended without a result") from error
+        except (EOFError, OSError) as error:
+            raise UserError(f"{self.contender} ended without a result; was memory short?") from error
         if isinstance(answer, UserError):
             raise answer
         return answer
@@ -271,7 +272,10 @@ def _serve(connection: Connection, contender: str, make: Callable[[], peers.Step
         while not steps or time.perf_counter() - started < seconds:
             step()
             steps += 1
-        connection.send(((time.perf_counter() - started) / steps, steps, _peak_mb()))
+        try:
+            connection.send(((time.perf_counter() - started) / steps, steps, _peak_mb()))
+        except BrokenPipeError:
+            return
 
 
 def _forget_peak() -> None:

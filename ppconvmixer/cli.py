@@ -26,6 +26,7 @@ from .arguments import (
     add_recipe,
     add_views,
     check_outputs,
+    check_picture,
     natural,
     open_checkpoint,
     open_network,
@@ -561,7 +562,7 @@ def _export(options: argparse.Namespace) -> None:
     made = target if page else " ".join(map(str, written))
     say(
         f"{network.name} -> {made}: verified with {found.engine} on photographs, off by {found.difference:.1e}; "
-        f"{100 * found.same:.0f} % of {found.pictures} pictures have the same most likely class"
+        f"{round(found.same * found.pictures)} of {found.pictures} pictures have the same most likely class"
     )
     missing = [name for name in web.RUNTIME if not (target / name).exists()]
     if page and missing:
@@ -639,10 +640,11 @@ def _check_report(folder: Path, digest: str, overwrite: bool) -> None:
         same = json.loads(read_text(mine, 1 << 24))["weights"]["sha256"] == digest if mine.exists() else False
     except (ValueError, KeyError, TypeError, RecursionError):
         same = False
-    present = [name for name in ("report.json", "report.md", "report.html") if (folder / name).exists()]
+    names = ("report.json", "report.md", "report.html", "latency.png", "pruning.png")
+    present = [name for name in names if (folder / name).exists()]
     if present and not same and not overwrite:
         raise UserError(
-            f"{folder / present[0]} reports on something else; choose another --output, or replace it with --overwrite"
+            f"{folder / present[0]} is of something else; choose another --output, or replace it with --overwrite"
         )
 
 
@@ -654,6 +656,8 @@ def _serve(options: argparse.Namespace) -> None:
 
     from .serve import create_app
 
+    if not options.host:  # which would be any address
+        raise UserError("--host is empty; give 127.0.0.1 for this machine alone, or 0.0.0.0 for everybody")
     app = create_app(open_network(options), options.engine, options.backend)
     import uvicorn
 
@@ -661,7 +665,7 @@ def _serve(options: argparse.Namespace) -> None:
         with socket.create_server((options.host, options.port)) as listener:
             say(f"http://{options.host}:{listener.getsockname()[1]}/predict takes pictures; stop with Ctrl-C")
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # the last of a name that is none
         raise UserError(f"cannot listen at {options.host}, port {options.port}: {said(error)}") from error
 
 
@@ -679,6 +683,11 @@ def _benchmark(options: argparse.Namespace) -> None:
         raise UserError("--picture draws the part scaling, which is not among those to time; leave one out")
     outputs = {name: Path(path) for name in ("output", "markdown", "picture") if (path := getattr(options, name))}
     check_outputs([str(path) for path in outputs.values()], [])
+    check_picture(options.picture)
+    if set(parts) == {"scaling"}:
+        for flag in ("model", "batch_size", "contenders"):
+            if getattr(options, flag):
+                raise UserError(f"--{flag.replace('_', '-')} has no effect on scaling, which varies a network of ours")
     report = benchmark.benchmark(
         parts, options.model, options.batch_size, options.contenders, options.rounds, options.seconds
     )

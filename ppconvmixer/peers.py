@@ -363,8 +363,8 @@ def _engine_alone(workload: Workload) -> Step:
     engine, images = create_engine("auto", _network(workload)), workload.images()
 
     def step() -> None:
-        for _ in range(FILES // workload.batch):
-            engine(images)
+        for start in range(0, FILES, workload.batch):
+            engine(images[: FILES - start])
 
     return step
 

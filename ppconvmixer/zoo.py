@@ -241,12 +241,15 @@ def input_spec(name: str, /, **changes: Any) -> InputSpec:
     Raises:
         UserError: unknown model, or a change that makes no sense.
     """
-    spec = variant(name).input
+    spec, patch = variant(name).input, variant(name).patch_size
     known = [field.name for field in dataclasses.fields(spec)]
     for key in changes:
         if key not in known:
             raise unknown("key of the input", key, known)
-    return dataclasses.replace(spec, **changes)
+    spec = dataclasses.replace(spec, **changes)
+    if spec.size < patch:
+        raise UserError(f"input.size is {spec.size}, which is less than a patch of {name}, {patch} pixels; take more")
+    return spec
 
 
 def create_model(

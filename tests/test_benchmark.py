@@ -1,6 +1,8 @@
 """The benchmark runs, compares like with like, and writes what it measured; how fast things are is no test."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ def test_ratios_are_of_ours_to_the_fastest_peer_and_to_paddle():
     assert (found["best_peer"], found["ratio_to_best_peer"], found["ratio_to_paddle"]) == ("OpenVINO", 1.5, 10.0)
     alone = Comparison(TINY, (timing(OURS, 30.0),)).to_dict()
     assert alone["best_peer"] is alone["ratio_to_best_peer"] is alone["ratio_to_paddle"] is None
+    without = Comparison(TINY, (timing("engine alone", 30.0), timing("eval", 20.0))).to_dict()  # both are ours
+    assert without["best_peer"] is without["ratio_to_best_peer"] is None
     assert benchmark.line(found) == (
         "inference convmixer_tiny batch 2: 1.50 x OpenVINO, 10.00 x Paddle: ppconvmixer 30, Paddle dynamic graph 3, "
         "Paddle Inference 40, OpenVINO 20, torch eager 10 img/s"
@@ -119,6 +123,32 @@ def test_wrong_words_are_named(capsys):
     assert "unknown contender 'torch eagre'; did you mean torch eager" in capsys.readouterr().err
     assert cli.main(["benchmark", "data", "--picture", "x.png"]) == 2
     assert "--picture draws the part scaling" in capsys.readouterr().err
+    assert cli.main(["benchmark", "scaling", "--batch-size", "2"]) == 2
+    assert "--batch-size has no effect on scaling" in capsys.readouterr().err
+    assert cli.main(["benchmark", "scaling", "--picture", "x.jpg"]) == 2  # before the work, not after it
+    assert "x.jpg" in capsys.readouterr().err
+
+
+def _killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _idle():
+    return lambda: None
+
+
+def test_a_contender_that_is_killed_is_named():
+    """Not taken for a reader of our output who had enough, which ends in 0."""
+    with pytest.raises(UserError, match="the first ended without a result"):
+        benchmark.race({"the first": _killed}, 1)
+    runner = benchmark._Runner("the second", _idle)
+    try:
+        runner.process.kill()
+        runner.process.join()
+        with pytest.raises(UserError, match="the second ended without a result"):
+            runner.sample(0.01)
+    finally:
+        runner.close()
 
 
 def test_the_ceilings_are_plausible():

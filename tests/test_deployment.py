@@ -158,10 +158,13 @@ def test_some_are_judged_from_all_over(class_folders, tiny_weights, tmp_path, mo
 
 def test_no_other_report_is_replaced(tmp_path, tiny_weights, class_folders, capsys):
     command = judged(tiny_weights, class_folders)
+    (tmp_path / "latency.png").write_text("a picture of the user's")
+    assert "is of something else" in refused(capsys, *command, "--output", tmp_path)
     (tmp_path / "report.html").write_text("of a training run")
-    assert "reports on something else" in refused(capsys, *command, "--output", tmp_path)
+    assert "is of something else" in refused(capsys, *command, "--output", tmp_path)
     (tmp_path / "report.json").write_text('{"weights": {"sha256": "0"}}')
-    assert "reports on something else" in refused(capsys, *command, "--output", tmp_path)
+    assert "is of something else" in refused(capsys, *command, "--output", tmp_path)
+    assert (tmp_path / "latency.png").read_text() == "a picture of the user's"
     assert (tmp_path / "report.html").read_text() == "of a training run"
 
 

@@ -222,6 +222,7 @@ def test_shapes_of_few_numbers_do_not_ask_for_much_memory(tmp_path, mixers):
     "change",
     [
         {"size": 10**6},
+        {"size": 3},
         {"name": 1},
         {"crop_pct": 1e-9},
         {"mean": [0, np.nan, 0]},

@@ -268,9 +268,14 @@ def test_ten_processes_build_once(tmp_path):
         ({"PPCONVMIXER_OPS": "0"}, "PPCONVMIXER_OPS is 0"),
         ({"PATH": "/nowhere", "CXX": ""}, "there is no C++ compiler"),
         ({"CXX": "/bin/false"}, "exit status 1"),
+        ({"CXX": "BROKEN"}, "an error of the loader"),
     ],
 )
 def test_without_it_one_line_says_what_is_lost_and_all_goes_on(tmp_path, settings, reason):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho an error of the loader >&2\nexit 127\n")
+    broken.chmod(0o755)
+    settings = {key: str(broken) if value == "BROKEN" else value for key, value in settings.items()}
     code = """
         import logging, sys
         logging.getLogger("ppconvmixer").addHandler(logging.StreamHandler(sys.stdout))

@@ -195,3 +195,6 @@ def test_mistakes_of_the_command(capsys, tiny_weights):
         == 2
     )
     assert "cannot listen" in capsys.readouterr().err
+    for host, message in (("ä..b", "cannot listen"), ("", "--host is empty")):
+        assert cli.main(["serve", "--weights", str(tiny_weights), "--engine", "dygraph", "--host", host]) == 2
+        assert message in capsys.readouterr().err

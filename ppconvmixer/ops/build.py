@@ -101,6 +101,8 @@ def _processor() -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    output = getattr(error, "stderr", None)
-    first = next((line for line in (output or "").splitlines() if "error" in line), "")
+    output = getattr(error, "stderr", None) or ""
+    if isinstance(output, bytes):  # also of a text that was cut off by the time
+        output = output.decode(errors="replace")
+    first = next((line for line in output.splitlines() if "error" in line), "")
     return first or getattr(error, "strerror", None) or str(error)
