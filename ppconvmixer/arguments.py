@@ -137,12 +137,12 @@ def open_pictures(options: argparse.Namespace, network: Union[Trained, Exported]
 
 def check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> None:
     """Find out before the work, not after it, that a result cannot be written or would replace an input."""
-    taken = {Path(path).resolve(): path for path in inputs if path}
+    taken = {os.path.realpath(path): path for path in inputs if path}
     for output in outputs:
-        path = Path(output).resolve()
-        if path in taken:
+        path = Path(os.path.realpath(output))
+        if str(path) in taken:
             raise UserError(f"{output} is an input of this command; write to another file")
-        taken[path] = output
+        taken[str(path)] = output
         folder = next((parent for parent in path.parents if parent.exists()), path)
         other = path.exists() and not path.is_file()  # a folder, or a device, which a file would take the place of
         if other or not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -19,9 +19,9 @@ from .errors import UserError, unknown
 ERASING_MODES = ("pixel", "const")
 TRIES = 10  # to find a rectangle that fits, in torchvision and timm alike
 ALPHAS = (0.01, 100.0)  # of mixup and cutmix; beyond, a share is 0, 1 or 1/2 in effect, and in the end no number
-_ERASED = {  # area and ratio; timm's RandomErasing draws noise, torchvision's is black by default
+_ERASED = {  # area, and width by height; timm's RandomErasing draws noise, torchvision's is black by default
     "pixel": ((0.02, 1 / 3), (0.3, 1 / 0.3)),
-    "const": ((0.02, 0.33), (0.3, 3.3)),
+    "const": ((0.02, 0.33), (1 / 3.3, 1 / 0.3)),  # torchvision's 0.3 to 3.3 are height by width
 }
 
 

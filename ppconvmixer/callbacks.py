@@ -65,7 +65,7 @@ class Count(paddle.callbacks.Callback):
         mine = loss_of(logs), float(accuracy.total[0]) - state.hits, int(accuracy.count[0]) - state.images
         logs["losses"], hits, images = zip(*distributed.gather(mine))
         logs["loss"] = sum(logs["losses"]) / len(logs["losses"])
-        state.loss_sum += logs["loss"]
+        state.loss_sum += logs["loss"] * sum(images)
         state.hits, state.images = state.hits + sum(hits), state.images + sum(images)
         accuracy.total, accuracy.count = [state.hits], [state.images]
         logs["top1"] = accuracy.accumulate()
@@ -75,7 +75,7 @@ class Count(paddle.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Optional[dict] = None) -> None:
         state = self.state
         logs["train"] = {
-            "loss": state.loss_sum / state.step,
+            "loss": state.loss_sum / state.images,
             "top1": state.hits / state.images,
             "images_per_second": state.images / state.epoch_seconds,
             "waiting": state.waiting_seconds / state.epoch_seconds,
@@ -180,6 +180,7 @@ class Evaluate(paddle.callbacks.Callback):
             state.ema_metrics = judged = found.metrics()
         if state.improves(judged[monitor], monitor):
             state.best, state.best_epoch, state.best_metrics = judged[monitor], state.epochs + 1, judged
+            state.best_ema = self.recipe.train.ema
         logs["judged"] = found
 
     def _evaluation(self, network: Any) -> Evaluation:

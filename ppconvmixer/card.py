@@ -16,7 +16,9 @@ from .errors import UserError, printable, said
 from .files import PathLike, read_text, sha256, write_text
 
 logger = logging.getLogger("ppconvmixer")
-MAX_BYTES = 1 << 20  # JSON swells some twentyfold in memory; a thousand class names take 30 kB
+MAX_BYTES = (
+    8 << 20
+)  # JSON swells some twentyfold in memory; the most classes, 65,536, may have names of a hundred bytes
 
 
 @dataclasses.dataclass(frozen=True)

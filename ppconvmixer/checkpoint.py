@@ -23,11 +23,11 @@ State = dict[str, np.ndarray]
 
 _WRAPPERS = ("state_dict", "model")  # where training programs keep the weights among their records
 _SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "BF16": "<u2"}
-_MAX_HEADER = 1 << 20  # bytes of a .safetensors header, whose entries swell twentyfold; ConvMixer's take 50 kB
+MAX_HEADER = 1 << 20  # bytes of a .safetensors header, whose entries swell twentyfold; ConvMixer's take 50 kB
 _PADDLE_NAMES = "StructuredToParameterName@@"  # paddle.save's table of automatic names
 
 
-def read(path: PathLike) -> State:
+def read(path: PathLike, max_header: int = MAX_HEADER) -> State:
     """Read the weights of a checkpoint of any kind; the kind is told by the content.
 
     Read are ``.pdparams`` (pickle protocols 2 to 5), torch's ``.pth``, ``.pth.tar`` and ``.bin``
@@ -35,6 +35,9 @@ def read(path: PathLike) -> State:
     prefix ``module.`` of data-parallel training is taken off. bfloat16 is widened to float32; float16,
     float32 and float64 stay what they are. torch's ``num_batches_tracked``, the one entry of a
     ConvMixer that is no weight, is left out.
+
+    Args:
+        max_header: bytes that the header of a ``.safetensors`` file may have.
 
     Returns:
         Floating-point arrays by the names of the file, possibly views of it and not writable.
@@ -49,7 +52,7 @@ def read(path: PathLike) -> State:
             if not head:
                 raise UserError("it is empty; fetch it again")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _weights(_reader(head, content.size())(stream, content))
+                return _weights(_reader(head, content.size(), max_header)(stream, content))
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or said(error)}") from error
     except UserError as error:
@@ -58,15 +61,15 @@ def read(path: PathLike) -> State:
         raise UserError(f"cannot read the checkpoint {path}: it is damaged ({said(error)})") from error
 
 
-def read_metadata(path: PathLike) -> dict[str, str]:
-    """Return the strings in the header of a ``.safetensors`` file.
+def read_metadata(path: PathLike, max_header: int = MAX_HEADER) -> dict[str, str]:
+    """Return the strings in the header of a ``.safetensors`` file, of at most ``max_header`` bytes.
 
     Raises:
         UserError: no such file, or damaged.
     """
     try:
         with open(path, "rb") as stream:
-            _check_header(stream.read(8))
+            _check_header(stream.read(8), max_header)
         with safetensors.safe_open(path, framework="np") as content:
             return content.metadata() or {}
     except OSError as error:
@@ -96,10 +99,10 @@ def write(path: PathLike, state: Mapping[str, np.ndarray], metadata: Optional[Ma
         raise UserError(f"cannot write {path}: name a file ending in .pdparams or .safetensors")
 
 
-def _reader(head: bytes, size: int) -> Callable[[BinaryIO, mmap.mmap], State]:
+def _reader(head: bytes, size: int, max_header: int) -> Callable[[BinaryIO, mmap.mmap], State]:
     """Choose the reader by the first bytes and the size of the file."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:  # the length of a header of JSON
-        return _read_safetensors
+        return lambda _, content: _read_safetensors(content, max_header)
     if head.startswith(b"PK\x03\x04"):
         return lambda stream, content: _torch_state(content.size(), *torch_file.read_zip(stream, content))
     if head.startswith(torch_file.LEGACY_PREFIX):
@@ -131,8 +134,8 @@ _PADDLE = {
 }
 
 
-def _read_safetensors(_: BinaryIO, content: mmap.mmap) -> State:
-    _check_header(content[:8])
+def _read_safetensors(content: mmap.mmap, max_header: int) -> State:
+    _check_header(content[:8], max_header)
     try:
         tensors = safetensors.deserialize(content[:])
     except safetensors.SafetensorError as error:
@@ -149,9 +152,9 @@ def _read_safetensors(_: BinaryIO, content: mmap.mmap) -> State:
     return state
 
 
-def _check_header(start: bytes) -> None:
-    if int.from_bytes(start, "little") > _MAX_HEADER:
-        raise UserError(f"its header is of more than {_MAX_HEADER:,} bytes; that of a ConvMixer takes 50,000")
+def _check_header(start: bytes, most: int) -> None:
+    if int.from_bytes(start, "little") > most:
+        raise UserError(f"its header is of more than {most:,} bytes; that of a ConvMixer takes 50,000")
 
 
 def _torch_state(size: int, tree: Any, storages: Callable[[str], np.ndarray]) -> State:

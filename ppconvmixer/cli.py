@@ -49,7 +49,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command and return its exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
-    options.spelled = shlex.join(["ppconvmixer", *arguments])
+    options.spelled = printable(shlex.join(["ppconvmixer", *arguments]))
     _configure_output()
     try:
         options.run(options)
@@ -274,7 +274,8 @@ def _eval(options: argparse.Namespace) -> None:
     seen = views.parse(options.tta, network.name, network.input)
     outputs = [path for path in (options.output, options.predictions, options.logits) if path]
     inputs = [network.path, options.data, options.list, options.config, options.classes, options.labels_file]
-    check_outputs(outputs, [*inputs, *_cards([network.path])])
+    beside = [str(Path(network.path).with_suffix(suffix)) for suffix in (".bin", ".pdiparams", ".card.json")]
+    check_outputs(outputs, [*inputs, *(beside if is_graph(options.model) else _cards([network.path]))])
     digest = sha256(network.path)  # now, of what was read: a run under way may replace the file
     if options.labels_file and not options.labels:
         raise UserError("--labels is missing: whose labels --labels-file holds")
@@ -445,7 +446,7 @@ def _convert(options: argparse.Namespace) -> None:
     if target.exists() and not options.overwrite:
         raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
     translation, found = zoo.translate(options.source), card.read(options.source)
-    shared = described == Path(options.source).with_suffix(".json")
+    shared = described.resolve() == Path(options.source).with_suffix(".json").resolve()
     if described.exists() and not shared and (found == card.Card() or not options.overwrite):
         raise UserError(f"{described} would pass for the card of {target}; choose another name, or move it away")
     if translation.left_out:
@@ -459,7 +460,7 @@ def _convert(options: argparse.Namespace) -> None:
     framework = frameworks[target.suffix]
     state = layouts.from_ours(translation.state, options.layout, framework)
     checkpoint.write(target, state, {"format": "pt"})
-    if found != card.Card() and not shared:  # which goes on to describe both
+    if found != card.Card() and not shared:  # it stays that of the source, and says so to whoever reads the other
         card.write(target, found)
     say(
         f"{options.source} ({translation.layout}, {translation.framework}) -> "
@@ -620,7 +621,7 @@ def _report(options: argparse.Namespace) -> None:
     report = {
         "model": network.name,
         "weights": {"path": str(network.path), "sha256": digest},
-        "data": options.config or options.data,
+        "data": printable(options.config or options.data),
         "command": options.spelled,
         "machine": benchmark.machine(),
         "versions": benchmark.versions(),

@@ -157,7 +157,7 @@ class Histograms(paddle.callbacks.Callback):
         self.samples = samples
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        last = self.state.epochs == self.epochs
+        last = self.state.epochs == self.epochs or self.model.stop_training
         if distributed.RANK or not self.every or (self.state.epochs % self.every and not last):
             return
         network = self.model.network

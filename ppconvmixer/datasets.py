@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
@@ -23,7 +24,10 @@ from .errors import UserError, brief, printable, said, shown
 from .files import PathLike
 from .sources import Source
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+logger = logging.getLogger("ppconvmixer")
+
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+UNREAD_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 MAX_LINE = 1 << 16  # characters of a line of a list or table; a path has at most 4,096 bytes
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -133,7 +137,7 @@ def from_folders(source: Source, under: str = "", classes: Optional[Sequence[str
         classes: take the labels from the place in this list instead.
 
     Raises:
-        UserError: no class folders, a folder that is none of ``classes``, or one without pictures.
+        UserError: no class folders, a folder of pictures that is none of ``classes``, or one with unread ones alone.
     """
     prefix = f"{under.strip('/')}/" if under.strip("/") else ""
     inside = [name for name in source.names() if name.startswith(prefix) and name.count("/") > prefix.count("/")]
@@ -142,12 +146,14 @@ def from_folders(source: Source, under: str = "", classes: Optional[Sequence[str
     if not names:
         raise UserError(f"there are no class folders with pictures in {source}{f' under {under}' if under else ''}")
     others = {printable(name[len(prefix) :].split("/", 1)[0]): name for name in inside if _is_visible(name)}
-    without = sorted(others.keys() - set(words))
-    if without:
-        raise UserError(
-            f"the folder {brief(without[0])} of {source} holds no pictures that are read, only such as "
-            f"{brief(others[without[0]])}; convert them (to {', '.join(sorted(PICTURE_SUFFIXES))}), or take them out"
-        )
+    for folder in sorted(others.keys() - set(words)):
+        name = others[folder]
+        if folder in classes if classes else PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES:
+            raise UserError(
+                f"the folder {brief(folder)} of {source} holds no pictures that are read, only such as {brief(name)}; "
+                f"convert them (to {', '.join(sorted(PICTURE_SUFFIXES))}), or take them out"
+            )
+        logger.warning("%s holds no pictures, and is no class: it has %s", folder, brief(name))
     classes = tuple(sorted(set(words)) if classes is None else classes)
     return Pictures(names, _numbers(words, names, classes), classes, lambda i: source.read(names[i]))
 

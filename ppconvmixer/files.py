@@ -28,13 +28,12 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
     """Open a binary stream whose content becomes ``path`` when the block ends well.
 
     The bytes go to a temporary file in the same folder, reach the disk (fsync) and take the
-    name in one step, so that a crash or a full disk leaves the old file as it was. A link stays one: what it
-    leads to is written.
+    name in one step, so that a crash or a full disk leaves the old file as it was. A link is replaced, not followed.
 
     Raises:
         UserError: the file cannot be written; the message holds the system's reason.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from . import card, datasets, distributed, phases, run_folder, run_state, sources, zoo
+from . import recipe as recipes
 from .datasets import Pictures
 from .errors import UserError, brief
 from .files import sha256, write_text
@@ -181,7 +182,7 @@ def _prepare(recipe: Recipe, train: Pictures, saved: Optional[run_state.Saved]) 
         logger.info("%d processes: %s", distributed.WORLD, _shared_step(recipe))
     state = run_state.restore(saved, model) if saved else run_state.RunState()
     if saved:  # recipe and processes may have changed, see ``allow_changes``
-        _go_on_by(recipe, model, state, data.counts)
+        _go_on_by(recipe, model, state, data)
     data.epoch, data.skip = state.epochs, state.step
     return _Run(model, state, data, amp)
 
@@ -203,7 +204,8 @@ def _train(
 
     settings, spec, num_classes = recipe.train, recipe.input_spec(), count_classes(train)
     model, state, data, amp = run.model, run.state, run.data, run.amp
-    as_saved = saved and saved.facts["recipe"]["train"]["ema"] == settings.ema  # else the best was another network
+    # By another recipe, the weights and the best among them would be called what they are not.
+    as_saved = saved and not run_folder.changed_settings(recipes.from_dict(saved.facts["recipe"]), recipe)
     if state.epochs and not state.step and as_saved:
         c.export(folder, model, state, facts)  # the run may have been cut off just before it did
     judge = Samples(val, eval_transform(spec), spec.size, kept=Kept(len(val)))
@@ -252,7 +254,7 @@ def _train(
         "weights": {"path": str(best), "sha256": sha256(best) if best.exists() else None},  # it may be moved away
         "engine": "dygraph",
         **state.best_metrics,
-        "ema": settings.ema,
+        "ema": state.best_ema,
         "best_epoch": state.best_epoch,
         "epochs": state.epochs,
         "training_seconds": state.seconds,
@@ -262,14 +264,14 @@ def _train(
     return result
 
 
-def _go_on_by(recipe: Recipe, model: Any, state: run_state.RunState, counts: list[int]) -> None:
-    """Bring what was restored to where a run of this recipe would be; that of the same recipe is there already.
-
-    Args:
-        counts: steps of every epoch.
-    """
-    under_way = counts[state.epochs] if state.epochs < len(counts) else 0
-    model._optimizer._learning_rate.step(sum(counts[: state.epochs]) + min(state.step, under_way))
+def _go_on_by(recipe: Recipe, model: Any, state: run_state.RunState, data: phases.Epochs) -> None:
+    """Bring what was restored to where a run of this recipe would be; that of the same recipe is there already."""
+    if state.epochs < len(data.counts):  # by other batches: the whole steps of the pictures that were seen
+        pictures = data.batches[state.epochs].global_batch * data.accumulate
+        state.step = min(state.images // pictures, data.counts[state.epochs])
+    else:
+        state.step = 0
+    model._optimizer._learning_rate.step(sum(data.counts[: state.epochs]) + state.step)
     state.best = state.best_metrics.get(recipe.train.monitor)
     if recipe.train.ema is None:
         state.ema_metrics = {}

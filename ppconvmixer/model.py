@@ -181,11 +181,19 @@ class ConvMixer(nn.Layer):
         if self.training:
             self.train()
 
-    def train(self) -> ConvMixer:
+    def train(self, mode: bool = True) -> ConvMixer:
         super().train()
-        for layer in [self.stem, *self.blocks, self.head][: self.frozen]:
-            layer.eval()
+        self._hold()
+        if not mode:
+            self.eval()
         return self
+
+    def _hold(self) -> None:
+        """Keep the norms of frozen layers from training; a layer around this one does not call its ``train``."""
+        if self.training:
+            for layer in [self.stem, *self.blocks, self.head][: self.frozen]:
+                for part in layer.sublayers(include_self=True):
+                    part.training = False
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         """Return the feature map, ``(N, dim, H // patch_size, W // patch_size)``."""
@@ -216,6 +224,7 @@ class ConvMixer(nn.Layer):
             UserError: there are no such blocks, or the input is none of this network.
         """
         self._check(x)
+        self._hold()
         chosen, found = self.block_numbers(indices), []
         x = self.stem(x)
         for i, block in enumerate(self.blocks):
@@ -245,7 +254,10 @@ class ConvMixer(nn.Layer):
     @paddle.jit.not_to_static
     def _way(self, x: paddle.Tensor) -> Optional[ModuleType]:
         """Return what takes the place of the layers here: the CPU operator, or their rewriting, or None."""
-        if in_sot() or not mixer.replaceable(self, x):
+        if in_sot():
+            return None
+        self._hold()
+        if not mixer.replaceable(self, x):
             return None
         if mixer.usable(self):
             return mixer

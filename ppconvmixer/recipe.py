@@ -15,6 +15,7 @@ import yaml
 from .augment import Augment
 from .errors import UserError, said, shown, unknown
 from .files import PathLike, read_text, shipped
+from .layouts import LAYOUTS
 from .mixing import PAIR
 from .zoo import MAX_SIDE, InputSpec, canonical, input_spec, variant
 
@@ -362,6 +363,10 @@ class Recipe:
             return
         if not distill.teacher.startswith(PADDLE_MODELS):
             canonical(distill.teacher)
+        elif distill.weights in ("pretrained", *LAYOUTS):
+            raise UserError(
+                f"distill.weights is {distill.weights}, but of {distill.teacher} none are published here; name a file"
+            )
         if not 0 < distill.temperature < math.inf:
             raise UserError(f"distill.temperature is {distill.temperature}; want a number above 0")
         if not 0 < distill.alpha <= 1:

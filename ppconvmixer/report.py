@@ -17,7 +17,7 @@ import numpy as np
 from . import per_class, svg
 from .files import write_text
 from .recipe import Recipe
-from .records import LAYERS, Records
+from .records import LAYERS, Records, height
 from .run_state import RunState
 
 FILE = "report.html"
@@ -87,7 +87,7 @@ def _summary(recipe: Recipe, state: RunState) -> str:
         lines.append(
             f"best epoch {state.best_epoch}: top-1 {100 * best['top1']:.2f} %, top-{best['k']} "
             f"{100 * best['top5']:.2f} %, loss {best['loss']:.4f} on {best['samples']} pictures"
-            + (" (moving average of the weights)" if recipe.train.ema else "")
+            + (" (moving average of the weights)" if state.best_ema else "")
         )
     return "".join(f"<p>{line}</p>" for line in lines)
 
@@ -102,7 +102,8 @@ def _curves(records: Records) -> str:
         return svg.lines(title, named, "step", log, rainbow)
 
     parts = {"train": "train", "eval": "eval", "moving average": "eval_ema"}
-    layers = {tag: tag for tag in records.curves if tag.startswith(f"{LAYERS}/")}
+    names = [tag.partition("/")[2] for tag in records.curves if tag.startswith(f"{LAYERS}/")]
+    layers = {name: f"{LAYERS}/{name}" for name in sorted(names, key=height)}  # one that thaws is recorded last
     return _row(
         chart("loss", {name: f"{part}/loss" for name, part in parts.items()}),
         chart("top-1, %", {name: f"{part}/top1" for name, part in parts.items()}, 100),
@@ -200,16 +201,17 @@ def _accuracies(cells: np.ndarray, names: dict[int, str]) -> str:
 
 def _histograms(records: Records) -> str:
     """Of every tensor the first and the last histogram."""
-    charts, epochs = [], (0, 0)
+    charts, seen = [], set()
     for tag, by_epoch in records.others["histogram"].items():
         group, _, name = tag.partition("/")
         if group in ("weights", "activations"):
             epochs = min(by_epoch), max(by_epoch)
+            seen.update(epochs)
             first, last = ((by_epoch[epoch].hist, by_epoch[epoch].bin_edges) for epoch in epochs)
             charts.append(svg.bars(f"{group} {name}", first, last))
     if not charts:
         return ""
-    return f"<p class='note'>Blue: after epoch {epochs[1]}. Grey line: after epoch {epochs[0]}.</p>{_row(*charts)}"
+    return f"<p class='note'>Blue: after epoch {max(seen)}. Grey line: after epoch {min(seen)}.</p>{_row(*charts)}"
 
 
 def _file(path: Path) -> str:

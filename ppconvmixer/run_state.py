@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ppconvmixer")
 
 KEPT = 2
+MAX_HEADER = 16 << 20
+"""Bytes of a state's header; with optimiser, masters and average, the most blocks, 999, take seven million."""
 MASTER = "fp32_master_0"
 """What Paddle adds to the name of a parameter in 16 bits for its counterpart in 32."""
 
@@ -51,7 +53,7 @@ class RunState:
     steps: int = 0
     """Steps taken in all."""
     loss_sum: float = 0.0
-    """Sum of the losses of the epoch under way, over its steps."""
+    """Sum of the losses of the epoch under way, over its pictures."""
     hits: float = 0.0
     """Pictures of the epoch under way that were told right, of ``images``."""
     images: int = 0
@@ -69,6 +71,8 @@ class RunState:
     """The monitored figure of the best epoch."""
     best_epoch: int = 0
     best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best_ema: Optional[float] = None
+    """``train.ema`` of the best epoch."""
 
     def improves(self, value: float, monitor: str) -> bool:
         """Tell whether ``value`` beats the best so far: top1 by being larger, loss by being smaller."""
@@ -239,7 +243,7 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _read(path: Path) -> Saved:
-    arrays, metadata = checkpoint.read(path), checkpoint.read_metadata(path)
+    arrays, metadata = checkpoint.read(path, MAX_HEADER), checkpoint.read_metadata(path, MAX_HEADER)
     text = metadata["ppconvmixer"]
     if _digest(arrays, text) != metadata["sha256"]:
         raise UserError("its content is not what was written")

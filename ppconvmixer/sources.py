@@ -122,10 +122,11 @@ class Tar:
                     raise UserError(f"the member {shown(member.name)} reaches outside the archive")
                 end = member.offset_data
                 name = str(PurePosixPath(member.name))
-                if member.islnk():
-                    self._link(name, str(PurePosixPath(member.linkname)))
-                if member.issym():
+                target = str(PurePosixPath(member.linkname))
+                if member.issym() or (member.islnk() and target in links):
                     links.append(name)
+                elif member.islnk():
+                    self._link(name, target)
                 if not member.isreg():
                     continue
                 if not end <= end + member.size <= limit:

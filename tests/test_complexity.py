@@ -252,7 +252,7 @@ def test_accuracy_by_cost(tmp_path):
     lines = tradeoff.table(found).splitlines()
     assert lines[1].split()[:5] == ["convmixer_1024_20_ks9_p14", "224", "24.38M", "5.949", "76.94"]
     assert lines[2].endswith("[2], of the size too") and lines[3].split()[-4:] == ["0.002", "-", "-", "-"]
-    assert [line[:3] for line in lines[4:]] == ["[1]", "[2]"]
+    assert [line[:13] for line in lines[4:]] == ["[1] ImageNet:", "[2] ImageNet:"]
     tradeoff.draw(found, tmp_path / "x.png")
     assert min(Image.open(tmp_path / "x.png").size) > 500
     with pytest.raises(UserError, match="two networks or more"):

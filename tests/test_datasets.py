@@ -38,8 +38,8 @@ def test_things_that_are_no_pictures_are_left_alone(tmp_path):
         datasets.from_folders(sources.Folder(tmp_path), "a/deeper")
 
 
-def test_a_class_of_pictures_that_are_not_read_does_not_go_missing(tmp_path):
-    for name in ("p/cat/x.png", "p/dog/y.heic", "p/.git/z", "p/notes.txt"):
+def test_a_class_of_pictures_that_are_not_read_does_not_go_missing(tmp_path, caplog):
+    for name in ("p/cat/x.png", "p/dog/y.heic", "p/.git/z", "p/notes.txt", "p/about/cats.xml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
@@ -48,6 +48,10 @@ def test_a_class_of_pictures_that_are_not_read_does_not_go_missing(tmp_path):
         datasets.from_folders(sources.Folder(tmp_path), "p")
     with pytest.raises(UserError, match="the folder dog of .*, only such as dog/y.heic; convert them"):
         datasets.from_folders(sources.Folder(tmp_path / "p"), classes=["cat", "dog"])
+    assert datasets.from_folders(sources.Folder(tmp_path / "p"), classes=["cat"]).names == ["cat/x.png"]
+    (tmp_path / "p/dog/y.heic").unlink()
+    assert datasets.from_folders(sources.Folder(tmp_path / "p")).classes == ("cat",)
+    assert "about holds no pictures, and is no class: it has about/cats.xml" in caplog.text
 
 
 @pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", "  "])

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppconvmixer import ConvMixer, UserError
+from ppconvmixer import ConvMixer, UserError, create_model
 from ppconvmixer.model import Residual, layer_id
 
 
@@ -208,3 +208,18 @@ def test_drop_path_rises_with_depth_and_spares_frozen_blocks(monkeypatch):
     model.train()
     assert not any(block[0].drops() for block in model.blocks)
     np.testing.assert_array_equal(model(x).numpy(), model(x).numpy())
+
+
+def test_frozen_norms_stay_so_inside_another_layer():
+    """Which sets what it holds to training without asking it."""
+    model = create_model("convmixer_tiny")
+    around = paddle.nn.Sequential(model, paddle.nn.Linear(10, 2))
+    model.freeze(3)
+    around.eval()
+    around.train()
+    before = {name: value.numpy() for name, value in model.state_dict().items() if name.endswith("._mean")}
+    around(paddle.randn([2, 3, 32, 32]))
+    after = model.state_dict()
+    same = {name for name, value in before.items() if np.array_equal(value, after[name].numpy())}
+    assert same == {name for name in before if name.startswith(("stem", "blocks.0", "blocks.1"))}
+    assert not model.train(False).training and model.train().training

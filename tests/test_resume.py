@@ -358,12 +358,56 @@ def test_a_changed_batch_leaves_the_schedule_in_its_place(class_folders, tmp_pat
     assert result["best_epoch"] == 1 + int(np.argmin(losses))  # by the new figure
 
 
+@pytest.mark.parametrize(("batch", "begun"), [(4, 2), (24, 0)])
+def test_a_changed_batch_goes_on_after_the_pictures_that_were_seen(class_folders, tmp_path, monkeypatch, batch, begun):
+    """Of 24 pictures 8 were seen, in one step; that is two steps of four pictures, or none of all."""
+    overrides = settings(class_folders, "schedule.name=constant", "train.epochs=1")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, callbacks.Count, "on_train_batch_begin", 1)
+        train([*overrides, "train.batch_size=8"], tmp_path)
+    seen = []
+    original = callbacks.Count.on_train_batch_end
+
+    def watch(self, step, logs=None):
+        seen.append(self.data.current.tolist())
+        original(self, step, logs)
+
+    monkeypatch.setattr(callbacks.Count, "on_train_batch_end", watch)
+    train([*overrides, f"train.batch_size={batch}"], tmp_path, resume=True, allow_changes=True)
+    order = np.random.default_rng((0, 0)).permutation(24).tolist()
+    assert seen == [order[i : i + batch] for i in range(begun * batch, 24, batch)]
+
+
 def test_the_best_of_an_average_stays_when_the_run_goes_on_without(class_folders, tmp_path):
     overrides = settings(class_folders, "train.epochs=1", "train.ema=0.5", "schedule.name=constant")
     train(overrides, tmp_path)
     best = [(tmp_path / name).read_bytes() for name in ("best.pdparams", "best.json")]
     train([*overrides, "train.ema=null"], tmp_path, resume=True, allow_changes=True)
     assert [(tmp_path / name).read_bytes() for name in ("best.pdparams", "best.json")] == best
+    assert json.loads((tmp_path / "result.json").read_text())["ema"] == 0.5  # not what the recipe says now
+
+
+def test_weights_of_before_keep_the_card_of_before(class_folders, tmp_path, monkeypatch):
+    """Where a run goes on by another input, they were not trained for that."""
+    overrides = settings(class_folders, "train.epochs=1", "schedule.name=constant")
+    train(overrides, tmp_path)
+    last = (tmp_path / "last.json").read_bytes()
+    changed = [*overrides, "train.epochs=2", "input.mean=[0.1,0.1,0.1]"]
+    stop_at(monkeypatch, callbacks.Count, "on_train_batch_begin", 1)
+    with pytest.raises(Stopped):
+        train(changed, tmp_path, resume=True, allow_changes=True)
+    assert run_state.read(tmp_path).run["steps"] == 4
+    assert (tmp_path / "last.json").read_bytes() == last
+
+
+def test_the_state_of_a_very_deep_network_can_be_read(tmp_path):
+    arrays = {f"optimizer/blocks.{i}.0.fn.0.weight/moment1_0": np.ones(1, np.float32) for i in range(20_000)}
+    text = json.dumps({"run": {}, "schedule": {}, "scaler": {}, "facts": {}})
+    metadata = {"ppconvmixer": text, "sha256": run_state._digest(arrays, text)}
+    checkpoint.write(tmp_path / "state-0000000001.safetensors", arrays, metadata)
+    assert len(run_state.read(tmp_path).arrays) == 20_000
+    with pytest.raises(UserError, match="its header is of more than 1,048,576 bytes"):
+        checkpoint.read(tmp_path / "state-0000000001.safetensors")  # what a stranger's weights may not have
 
 
 def test_going_on_needs_no_weights_to_begin_with(class_folders, tiny_weights, tmp_path):

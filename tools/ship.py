@@ -70,10 +70,13 @@ def _facts(run: Path, weights: Path, data: str) -> dict:
     settings = {**found["recipe"], "data": {**found["recipe"]["data"]}}
     settings["data"]["path"] = Path(settings["data"]["path"]).name
     before = settings["model"]["weights"]
+    if before:  # what is told of shipped weights names no folders
+        shipped = Path(before).resolve().parent == ROOT / "weights"
+        before = {**(card.read(before).facts if shipped else {}), "sha256": sha256(before)}
     return {
         "command": shlex.join(["python", *command]),
         "sha256": sha256(weights),
-        "started_from": before and {**card.read(before).facts, "sha256": sha256(before)},
+        "started_from": before,
         "data": data,
         "environment": {key: environment[key] for key in ("git_revision", "versions", "device", "processes", "cpus")},
         "curve": {tag: [round(v, 6) for v in curves[tag][1]] for tag in CURVES if tag in curves},

@@ -183,7 +183,8 @@ def rate_too_high(run: Evidence) -> Optional[Finding]:
             f"the training loss went from {lowest[top]:.3g} up to {parts[top]:.3g} around {_at(run, step)}, "
             f"at the learning rate {rates[min(step, len(rates) - 1)]:.3g}"
         )
-    spikes = _spikes(losses, ignorant)
+    mixes = run.recipe and run.recipe.augment.mixes  # then the loss jumps with what a batch was mixed of
+    spikes = [] if mixes else _spikes(losses, ignorant)
     if len(spikes) > max(2, SPIKES * len(losses)):
         lines.append(
             f"{len(spikes)} of {len(losses)} steps have more than {SPIKE:g} times the loss of those before, "
@@ -200,7 +201,8 @@ def rate_too_low(run: Evidence) -> Optional[Finding]:
     spent = np.cumsum(rates[: len(losses)])
     if run.classes and start < 0.5 * math.log(len(run.classes)):
         return None  # it began with what it knew; there may be little to learn
-    lost = 1 - parts[-1] / start
+    floor = least_loss(run)
+    lost = 1 - (parts[-1] - floor) / max(start - floor, 1e-12)
     thirds = np.searchsorted(spent, spent[-1] * np.arange(1, 4) / 3)
     width = max(3, len(losses) // PARTS)
     levels = [start, *(losses[max(0, end - width) : end + 1].mean() for end in thirds)]
@@ -230,6 +232,7 @@ def overfitting(run: Evidence) -> Optional[Finding]:
     after = told.loss[low + 1 :]
     if (
         not least_loss(run)  # by soft targets a network learns to be less sure, and this loss blames it
+        and not (run.recipe and run.recipe.distill)
         and len(after) > 1
         and after[-3:].min() >= EVAL_RISEN * told.loss[low]
         and told.train_loss[-1] < told.train_loss[low]

@@ -146,7 +146,7 @@ def _curves(found: Records, gaps: dict[str, str]) -> dict[str, Any]:
     prefix = f"{records.LAYERS}/"
     layers = {tag[len(prefix) :]: curve for tag, curve in found.curves.items() if tag.startswith(prefix)}
     if layers:
-        layers = dict(sorted(layers.items(), key=lambda item: _height(item[0])))  # one that thaws is recorded last
+        layers = {name: layers[name] for name in sorted(layers, key=records.height)}  # one that thaws is recorded last
         known["layers"] = {name: np.array(values, np.float64) for name, (_, values) in layers.items()}
         known["layer_steps"] = {name: np.array(steps, np.int64) for name, (steps, _) in layers.items()}
     else:
@@ -154,13 +154,10 @@ def _curves(found: Records, gaps: dict[str, str]) -> dict[str, Any]:
     return known
 
 
-def _height(layer: str) -> tuple[bool, bool, int, str]:
-    """Return what puts layers, by ``model.layer_name``, in order from the stem up: block 10 above block 9."""
-    return layer == "head", layer != "stem", len(layer), layer
-
-
 def _evaluations(found: Records, settings: Optional[Recipe], gaps: dict[str, str]) -> Optional[Evaluations]:
-    part = "eval_ema" if "eval_ema/loss" in found.curves else "eval"
+    counts = {part: len(found.curves.get(f"{part}/loss", ([],))[0]) for part in ("eval", "eval_ema")}
+    # The average is the run's result, unless it was switched on or off on the way.
+    part = "eval_ema" if counts["eval_ema"] and counts["eval_ema"] >= counts["eval"] else "eval"
     name = next((name for name in TOP1 if f"train/{name}" in found.curves), TOP1[0])
     for tag in (f"{part}/loss", f"{part}/{name}", records.STEPS, f"train/{name}"):
         if tag not in found.curves:

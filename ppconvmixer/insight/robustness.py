@@ -14,6 +14,7 @@ from paddle import nn
 from .. import checkpoint, figures, zoo
 from ..errors import UserError, unknown
 from ..files import PathLike
+from ..loader import evenly
 from ..model import ConvMixer
 from ..progress import Progress
 from . import maps, receptive_field
@@ -153,7 +154,7 @@ def _settle(model: nn.Layer, images: np.ndarray) -> None:
         norm._momentum = 0.0  # of what the statistics were
     model.train()
     with paddle.no_grad():
-        model(paddle.to_tensor(images[:BATCH]))
+        model(paddle.to_tensor(images[evenly(len(images), BATCH)]))
     for norm, momentum in zip(norms, momenta):
         norm._momentum = momentum
 
@@ -268,7 +269,7 @@ def describe(networks: Sequence[Network], images: np.ndarray, labels: Optional[n
                     "trained": network.trained,
                     "classes": network.classes,
                     "stride": network.stride,
-                    "equivariance": equivariance(network, images[:EQUIVARIANCE], shifts),
+                    "equivariance": equivariance(network, images[evenly(len(images), EQUIVARIANCE)], shifts),
                 }
             )
             for move in at:

@@ -43,7 +43,11 @@ def table(found: list[dict[str, Any]]) -> str:
     """Return what ``describe`` found as a text, a line a network, and where the accuracies are from."""
     width = max(len(facts["model"]) for facts in found) + 2
     heads = ("size", "params", "GMACs", "top-1", "points/M", "points/GMAC", "source")
-    sources = dict.fromkeys(facts["published"]["source"] for facts in found if "top1" in facts["published"])
+
+    def of(published: dict[str, Any]) -> str:
+        return f"{published['data']}: {published['source']}"
+
+    sources = dict.fromkeys(of(facts["published"]) for facts in found if "top1" in facts["published"])
     number = {source: i for i, source in enumerate(sources, 1)}
     lines = [f"{'network':{width}}" + "".join(f"{head:>12}" for head in heads)]
     for facts in found:
@@ -54,7 +58,7 @@ def table(found: list[dict[str, Any]]) -> str:
             cells += [
                 f"{facts['per_million_parameters']:.2f}",
                 f"{facts['per_gmac']:.2f}",
-                f"[{number[published['source']]}]",
+                f"[{number[of(published)]}]",
             ]
         else:
             cells += ["-"] * 3
