@@ -140,6 +140,8 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> No
     taken = {os.path.realpath(path): path for path in inputs if path}
     for output in outputs:
         path = Path(os.path.realpath(output))
+        if os.path.islink(output):  # the file would take its place
+            raise UserError(f"cannot write {output}, which is a link; name the file it leads to, or another")
         if str(path) in taken:
             raise UserError(f"{output} is an input of this command; write to another file")
         taken[str(path)] = output

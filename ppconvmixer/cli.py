@@ -446,7 +446,7 @@ def _convert(options: argparse.Namespace) -> None:
     if target.exists() and not options.overwrite:
         raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
     translation, found = zoo.translate(options.source), card.read(options.source)
-    shared = described.resolve() == Path(options.source).with_suffix(".json").resolve()
+    shared = os.path.realpath(described) == os.path.realpath(Path(options.source).with_suffix(".json"))
     if described.exists() and not shared and (found == card.Card() or not options.overwrite):
         raise UserError(f"{described} would pass for the card of {target}; choose another name, or move it away")
     if translation.left_out:
@@ -663,11 +663,12 @@ def _serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     try:
-        with socket.create_server((options.host, options.port)) as listener:
-            say(f"http://{options.host}:{listener.getsockname()[1]}/predict takes pictures; stop with Ctrl-C")
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        listener = socket.create_server((options.host, options.port))
     except (OSError, OverflowError, TypeError) as error:  # the last of a name that is none
         raise UserError(f"cannot listen at {options.host}, port {options.port}: {said(error)}") from error
+    with listener:
+        say(f"http://{options.host}:{listener.getsockname()[1]}/predict takes pictures; stop with Ctrl-C")
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 # --- benchmark ------------------------------------------------------------------------------------

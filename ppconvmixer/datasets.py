@@ -145,7 +145,11 @@ def from_folders(source: Source, under: str = "", classes: Optional[Sequence[str
     words = [printable(name[len(prefix) :].split("/", 1)[0]) for name in names]
     if not names:
         raise UserError(f"there are no class folders with pictures in {source}{f' under {under}' if under else ''}")
-    others = {printable(name[len(prefix) :].split("/", 1)[0]): name for name in inside if _is_visible(name)}
+    others: dict[str, str] = {}
+    for name in filter(_is_visible, inside):
+        folder = printable(name[len(prefix) :].split("/", 1)[0])
+        if folder not in others or PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES:
+            others[folder] = name
     for folder in sorted(others.keys() - set(words)):
         name = others[folder]
         if folder in classes if classes else PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES:

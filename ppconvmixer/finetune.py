@@ -182,7 +182,7 @@ def _prepare(recipe: Recipe, train: Pictures, saved: Optional[run_state.Saved]) 
         logger.info("%d processes: %s", distributed.WORLD, _shared_step(recipe))
     state = run_state.restore(saved, model) if saved else run_state.RunState()
     if saved:  # recipe and processes may have changed, see ``allow_changes``
-        _go_on_by(recipe, model, state, data)
+        _go_on_by(recipe, model, state, data, saved.facts)
     data.epoch, data.skip = state.epochs, state.step
     return _Run(model, state, data, amp)
 
@@ -204,10 +204,9 @@ def _train(
 
     settings, spec, num_classes = recipe.train, recipe.input_spec(), count_classes(train)
     model, state, data, amp = run.model, run.state, run.data, run.amp
-    # By another recipe, the weights and the best among them would be called what they are not.
-    as_saved = saved and not run_folder.changed_settings(recipes.from_dict(saved.facts["recipe"]), recipe)
-    if state.epochs and not state.step and as_saved:
-        c.export(folder, model, state, facts)  # the run may have been cut off just before it did
+    as_saved = saved and saved.facts["recipe"]["train"]["ema"] == settings.ema  # else the best was another network
+    if state.epochs and as_saved and not saved.run["step"]:
+        c.export(folder, model, state, saved.facts)  # the run may have been cut off just before it did
     judge = Samples(val, eval_transform(spec), spec.size, kept=Kept(len(val)))
     sheet = _sheet(data.batches[0].samples, spec)
     curves = drawn.VisualDL(state, folder / "visualdl", recipe, sheet, saved.facts["curves"] if saved else 0)
@@ -264,11 +263,19 @@ def _train(
     return result
 
 
-def _go_on_by(recipe: Recipe, model: Any, state: run_state.RunState, data: phases.Epochs) -> None:
-    """Bring what was restored to where a run of this recipe would be; that of the same recipe is there already."""
-    if state.epochs < len(data.counts):  # by other batches: the whole steps of the pictures that were seen
-        pictures = data.batches[state.epochs].global_batch * data.accumulate
-        state.step = min(state.images // pictures, data.counts[state.epochs])
+def _go_on_by(
+    recipe: Recipe, model: Any, state: run_state.RunState, data: phases.Epochs, before: dict[str, Any]
+) -> None:
+    """Bring what was restored to where a run of this recipe would be; that of the same recipe is there already.
+
+    Args:
+        before: the facts of the state.
+    """
+    if state.step and state.epochs < len(data.counts):  # by other batches: the whole steps of the pictures seen
+        was = recipes.from_dict(before["recipe"])
+        batch = [part.batch_size for part in was.phases() for _ in range(part.epochs)][state.epochs]
+        seen = state.step * batch * was.train.accumulate * before["processes"]
+        state.step = min(seen // (data.batches[state.epochs].global_batch * data.accumulate), data.counts[state.epochs])
     else:
         state.step = 0
     model._optimizer._learning_rate.step(sum(data.counts[: state.epochs]) + state.step)

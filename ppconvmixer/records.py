@@ -14,15 +14,13 @@ FILE = "vdlrecords.run.log"
 LAYERS = "gradient norm"
 """The group of curves with the gradient norm of every layer."""
 STEPS = "train/loss"
+"""The curve with a point every step of the run."""
+_HEADER = struct.Struct("<Q")  # before every record, its length
 
 
 def height(layer: str) -> tuple[bool, bool, int, str]:
     """Return what puts layers, by ``model.layer_name``, in order from the stem up: block 10 above block 9."""
     return layer == "head", layer != "stem", len(layer), layer
-
-
-"""The curve with a point every step of the run."""
-_HEADER = struct.Struct("<Q")  # before every record, its length
 
 
 class Records:

@@ -180,7 +180,8 @@ def restore(saved: Saved, model: Trainer) -> RunState:
     import paddle
 
     try:
-        state = RunState(**saved.run)
+        recipe = saved.facts.get("recipe", {})
+        state = RunState(**{"best_ema": recipe.get("train", {}).get("ema"), **saved.run})  # an older one lacks it
         wanted = model.network.state_dict()
         network = {name: saved.arrays[f"model/{name}"] for name in wanted}
         for name, value in wanted.items():

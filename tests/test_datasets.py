@@ -39,7 +39,7 @@ def test_things_that_are_no_pictures_are_left_alone(tmp_path):
 
 
 def test_a_class_of_pictures_that_are_not_read_does_not_go_missing(tmp_path, caplog):
-    for name in ("p/cat/x.png", "p/dog/y.heic", "p/.git/z", "p/notes.txt", "p/about/cats.xml"):
+    for name in ("p/cat/x.png", "p/dog/y.heic", "p/dog/z.mov", "p/.git/z", "p/notes.txt", "p/about/cats.xml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
@@ -49,7 +49,8 @@ def test_a_class_of_pictures_that_are_not_read_does_not_go_missing(tmp_path, cap
     with pytest.raises(UserError, match="the folder dog of .*, only such as dog/y.heic; convert them"):
         datasets.from_folders(sources.Folder(tmp_path / "p"), classes=["cat", "dog"])
     assert datasets.from_folders(sources.Folder(tmp_path / "p"), classes=["cat"]).names == ["cat/x.png"]
-    (tmp_path / "p/dog/y.heic").unlink()
+    for name in ("y.heic", "z.mov"):
+        (tmp_path / "p/dog" / name).unlink()
     assert datasets.from_folders(sources.Folder(tmp_path / "p")).classes == ("cat",)
     assert "about holds no pictures, and is no class: it has about/cats.xml" in caplog.text
 

@@ -378,6 +378,18 @@ def test_a_changed_batch_goes_on_after_the_pictures_that_were_seen(class_folders
     assert seen == [order[i : i + batch] for i in range(begun * batch, 24, batch)]
 
 
+def test_a_last_step_of_fewer_batches_is_not_taken_twice(class_folders, tmp_path, monkeypatch):
+    """Three batches make a step of two and one of one."""
+    overrides = settings(class_folders, "train.accumulate=2", "train.epochs=2")
+    train(overrides, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, callbacks.Count, "on_train_batch_end", 2)
+        train(overrides, tmp_path / "run")
+    assert run_state.read(tmp_path / "run").run["step"] == 2
+    train(overrides, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_the_best_of_an_average_stays_when_the_run_goes_on_without(class_folders, tmp_path):
     overrides = settings(class_folders, "train.epochs=1", "train.ema=0.5", "schedule.name=constant")
     train(overrides, tmp_path)
