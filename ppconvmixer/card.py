@@ -16,7 +16,7 @@ from .errors import UserError, printable, said
 from .files import PathLike, read_text, sha256, write_text
 
 logger = logging.getLogger("ppconvmixer")
-MAX_BYTES = 8 << 20  # JSON swells some twentyfold in memory; 65,536 classes may have names of a hundred bytes
+MAX_BYTES = 1 << 20  # JSON swells some twentyfold in memory; a thousand class names take 30 kB
 
 
 @dataclasses.dataclass(frozen=True)

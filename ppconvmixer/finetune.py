@@ -206,7 +206,8 @@ def _train(
     model, state, data, amp = run.model, run.state, run.data, run.amp
     as_saved = saved and saved.facts["recipe"]["train"]["ema"] == settings.ema  # else the best was another network
     if state.epochs and as_saved and not saved.run["step"]:
-        c.export(folder, model, state, saved.facts)  # the run may have been cut off just before it did
+        before = dataclasses.asdict(_card(recipes.from_dict(saved.facts["recipe"]), train))
+        c.export(folder, model, state, {**saved.facts, "card": before})  # the run may have been cut off just before
     judge = Samples(val, eval_transform(spec), spec.size, kept=Kept(len(val)))
     sheet = _sheet(data.batches[0].samples, spec)
     curves = drawn.VisualDL(state, folder / "visualdl", recipe, sheet, saved.facts["curves"] if saved else 0)
@@ -343,8 +344,10 @@ def _check_reach(recipe: Recipe, pictures: int, steps: int) -> None:
 
 
 def _check_numbers(recipe: Recipe, train: Pictures) -> None:
-    """Refuse numbers of classes that run ahead of the pictures, and say which have none."""
+    """Refuse numbers of classes that run ahead of the pictures, names that no card holds, and say which have none."""
     count, found = count_classes(train), np.unique(train.labels)
+    if sum(map(len, map(repr, train.classes or ()))) > card.MAX_BYTES // 4:  # a letter takes up to 6 bytes there
+        raise UserError(f"the names of {count:,} classes are too long for a card; give shorter ones")
     if count > max(MAX_CLASSES, len(train)):
         place = int(train.labels.argmax())
         raise UserError(

@@ -122,11 +122,8 @@ class Tar:
                     raise UserError(f"the member {shown(member.name)} reaches outside the archive")
                 end = member.offset_data
                 name = str(PurePosixPath(member.name))
-                target = str(PurePosixPath(member.linkname))
-                if member.issym() or (member.islnk() and target in links):
+                if member.issym() or (member.islnk() and not self._link(name, str(PurePosixPath(member.linkname)))):
                     links.append(name)
-                elif member.islnk():
-                    self._link(name, target)
                 if not member.isreg():
                     continue
                 if not end <= end + member.size <= limit:
@@ -144,16 +141,16 @@ class Tar:
                 headers.check(source.tell())
         if links:
             logger.warning(
-                "%s: %d members are symbolic links, such as %s, and are left out; pack with tar's --dereference",
+                "%s: %d members are links, such as %s, and are left out; pack with tar's --dereference",
                 *(self.path, len(links), shown(links[0])),
             )
 
-    def _link(self, name: str, target: str) -> None:
-        """Give a member that came before another name, as tar does where a file has several."""
+    def _link(self, name: str, target: str) -> bool:
+        """Give a file that came before another name, as tar does where it has several; tell whether there is one."""
         place = next((place for place in (self._content, self._spans) if target in place), None)
-        if place is None:
-            raise UserError(f"the member {shown(name)} stands for {shown(target)}, which does not come before it")
-        place[name] = place[target]
+        if place is not None:
+            place[name] = place[target]
+        return place is not None
 
     def __str__(self) -> str:
         return str(self.path)

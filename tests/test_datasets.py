@@ -1,7 +1,6 @@
 import csv
 import io
 import pickle
-import re
 import subprocess
 import sys
 import tarfile
@@ -161,15 +160,13 @@ def test_links_in_a_tar(class_folders, tmp_path, suffix, caplog):
     found = sources.Tar(tmp_path / f"p.tar{suffix}")
     assert found.names() == ["cat/a.png", "dog/b.png"] and found.read("dog/b.png") == first.read_bytes()
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-        with tarfile.open(tmp_path / f"{kind}.tar", "w") as archive:
+        with tarfile.open(tmp_path / "q.tar", "w") as archive:
             member = tarfile.TarInfo("dog/b.png")
             member.type, member.linkname = kind, "../etc/passwd"
             archive.addfile(member)
-    assert sources.Tar(tmp_path / f"{tarfile.SYMTYPE}.tar").names() == []
-    assert "1 members are symbolic links, such as 'dog/b.png', and are left out" in caplog.text
-    message = re.escape("'dog/b.png' stands for '../etc/passwd', which does not come before it")
-    with pytest.raises(UserError, match=message):
-        sources.Tar(tmp_path / f"{tarfile.LNKTYPE}.tar")
+        assert sources.Tar(tmp_path / "q.tar").names() == []
+        assert "1 members are links, such as 'dog/b.png', and are left out" in caplog.text
+        caplog.clear()
 
 
 def test_tars_that_are_none(tmp_path):
