@@ -265,7 +265,9 @@ class ConvMixer(nn.Layer):
 
     @paddle.jit.not_to_static  # a static graph knows sizes that are left open as -1, and its transcript as tensors
     def _check(self, x: paddle.Tensor) -> None:
-        _, channels, height, width = x.shape
+        count, channels, height, width = x.shape
+        if count == 0:
+            raise UserError("the batch is empty; give one picture or more")
         if channels not in (self.in_chans, -1) or min(height, width) in range(self.patch_size):
             raise UserError(
                 f"the input is {channels} x {height} x {width}; this network takes {self.in_chans} channels "

@@ -245,6 +245,9 @@ def altered_networks(**shape):
     model = network(**shape)
     model.stem[2]._epsilon = 1e-3
     yield model
+    model = network(**shape)
+    model.blocks[0][1].forward = lambda x: x
+    yield model
 
 
 def used(monkeypatch, way, model, *arguments):

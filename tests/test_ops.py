@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import paddle
@@ -22,6 +23,8 @@ from conftest import (
     used,
 )
 
+from ppconvmixer import UserError
+from ppconvmixer.engines import create_engine
 from ppconvmixer.model import layer_id
 from ppconvmixer.ops import build, mixer
 
@@ -222,6 +225,15 @@ def test_the_network_uses_it_only_where_it_computes_the_same(monkeypatch):
     assert not used(monkeypatch, mixer, network(dtype="float64", **shape), x.astype("float64"))
 
 
+def test_it_is_the_tensors_that_say_their_precision():
+    """Moving the network to where it is must not cost the operator, and doubles must not be read as floats."""
+    model = network(dim=16, depth=1, kernel_size=5, patch_size=2)
+    model.to("cpu")
+    assert mixer.unchanged(model)
+    model.blocks[0][1].bias = paddle.create_parameter([16], "float64")
+    assert not mixer.unchanged(model)
+
+
 def test_the_operator_comes_back_when_hooks_are_gone(monkeypatch):
     model = network(dim=8, depth=2, kernel_size=3, patch_size=2)
     x = paddle.randn([1, 3, 8, 8])
@@ -238,6 +250,58 @@ def test_a_number_that_is_none_stays_none():
     images = np.zeros((2, 3, 16, 16), np.float32)
     images[0, 0, 3, 3] = np.nan
     assert np.isnan(model(paddle.to_tensor(images)).numpy()).any()
+
+
+def test_pictures_that_do_not_fit_are_refused_and_other_numbers_brought_to_float32():
+    """The engine reads memory by what it is told of it."""
+    engine = create_engine("operator", network(dim=16, depth=1, kernel_size=5, patch_size=2))
+    for shape in ((1, 1, 16, 16), (1, 3, 1, 16), (3, 16, 16)):
+        with pytest.raises(UserError, match="want N x 3 x H x W, at least 2 x 2 pixels"):
+            engine(np.zeros(shape, np.float32))
+    images = np.random.default_rng(0).integers(0, 3, (2, 3, 16, 16))
+    expected = engine(images.astype(np.float32))
+    for dtype in (np.uint8, np.float16, np.float64):
+        np.testing.assert_array_equal(engine(images.astype(dtype)), expected)
+
+
+def test_an_empty_batch_is_refused():
+    """Its statistics would be no numbers, and stay so."""
+    model = network(dim=16, depth=1, kernel_size=5, patch_size=2)
+    model.train()
+    with pytest.raises(UserError, match="the batch is empty"):
+        model(paddle.zeros([0, 3, 16, 16]))
+
+
+def test_memory_is_given_to_one_thread_at_a_time():
+    pool, wrong = mixer._Pool(), []
+
+    def work(size):
+        for _ in range(20_000):
+            array = pool.take(size)
+            if array.size != size:
+                wrong.append(array.size)
+            pool.give(array)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        workers = [threading.Thread(target=work, args=(size,)) for size in (1, 2, 3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+
+
+def test_a_library_of_nothing_is_built_anew(tmp_path, monkeypatch):
+    """As the power may leave it behind."""
+    monkeypatch.setenv("PPCONVMIXER_HOME", str(tmp_path))
+    target = tmp_path / "ops" / f"operator-{build._key(build._compiler())}.so"
+    target.parent.mkdir()
+    target.touch()
+    assert build._built() == target and target.stat().st_size > 0
 
 
 # --- building ------------------------------------------------------------------------------------------

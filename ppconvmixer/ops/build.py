@@ -63,16 +63,18 @@ def _built() -> Path:
     compiler = _compiler()
     folder = download.home() / "ops"
     target = folder / f"operator-{_key(compiler)}.so"
-    if target.exists():
+    if target.exists() and target.stat().st_size:  # nothing is left of it where the power went too early
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{target}.lock"):  # several processes build it once
-        if not target.exists():
+        if not (target.exists() and target.stat().st_size):
             logger.info("building the CPU operator, once for this machine")
             with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
                 made = Path(temporary) / target.name
                 command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+                with open(made, "rb") as stream:
+                    os.fsync(stream.fileno())
                 made.rename(target)
     return target
 

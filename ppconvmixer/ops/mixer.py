@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -11,6 +12,7 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
+from ..errors import UserError
 from ..threads import threads
 from .build import library
 
@@ -22,6 +24,7 @@ def replaceable(model: ConvMixer, images: paddle.Tensor) -> bool:
     """Tell whether another way may compute what the layers would: on a CPU, in float32, for plain layers."""
     return (
         paddle.in_dynamic_mode()
+        and paddle.get_device() == "cpu"  # where results are made
         and images.place.is_cpu_place()
         and images.dtype == paddle.float32
         and paddle.base.framework._dygraph_tracer()._amp_level == paddle.base.core.AmpLevel.O0
@@ -102,9 +105,19 @@ class Prepared:
         _run(self.library.network_prepare, self.shape, stem, blocks, self.weights)
 
     def __call__(self, images: np.ndarray, pooled: bool) -> np.ndarray:
-        """Return the feature maps of float32 images (N, C, H, W), or, ``pooled``, their means (N, dim)."""
-        images = np.ascontiguousarray(images)
+        """Return the feature maps of float32 images (N, C, H, W), or, ``pooled``, their means (N, dim).
+
+        Raises:
+            UserError: they have other channels, or less than a patch.
+        """
+        images = np.ascontiguousarray(images, np.float32)
         shape = _Shape.from_buffer_copy(self.shape)
+        least = shape.patch
+        if images.ndim != 4 or images.shape[1] != shape.channels or min(images.shape[2:]) < least:
+            raise UserError(
+                f"the input is {' x '.join(map(str, images.shape))}; want N x {shape.channels} x H x W, at least "
+                f"{least} x {least} pixels"
+            )
         shape.n, _, shape.height, shape.width = images.shape
         sizes = () if pooled else (shape.height // shape.patch, shape.width // shape.patch)
         out = np.empty((shape.n, shape.dim, *sizes), np.float32)
@@ -215,17 +228,20 @@ class _Pool:
 
     def __init__(self) -> None:
         self.free: list[np.ndarray] = []
+        self.lock = threading.Lock()
 
     def take(self, size: int) -> np.ndarray:
         """Return a float32 array of ``size`` elements with any content."""
-        for i, array in enumerate(self.free):
-            if array.size == size:
-                return self.free.pop(i)
+        with self.lock:
+            for i, array in enumerate(self.free):
+                if array.size == size:
+                    return self.free.pop(i)
         return np.empty(size, np.float32)
 
     def give(self, array: np.ndarray) -> None:
         """Take an array back."""
-        self.free = [*self.free, array][-self.KEPT :]
+        with self.lock:
+            self.free = [*self.free, array][-self.KEPT :]
 
 
 _pool = _Pool()
@@ -244,16 +260,17 @@ def _pairs(model: ConvMixer) -> Iterator[tuple[nn.Layer, nn.Layer]]:
 
 
 def structure(model: ConvMixer) -> list[Any]:
-    """Return what the operator takes for granted of the layers: their order, kinds, settings, shapes and hooks."""
+    """Return what the operator takes for granted of the layers: order, kinds, settings, shapes, precision and hooks."""
     found = []
     for part in (model.stem, model.blocks):
         for name, layer in part.named_sublayers(include_self=True):
             settings = {k: v for k, v in vars(layer).items() if k not in _PASSING and isinstance(v, _SETTINGS)}
-            shapes = [tuple(p.shape) for p in layer._parameters.values() if p is not None]
-            hooks = len(layer._forward_pre_hooks) + len(layer._forward_post_hooks)
+            tensors = [t for held in (layer._parameters, layer._buffers) for t in held.values() if t is not None]
+            shapes = [(tuple(t.shape), t.dtype == paddle.float32) for t in tensors]
+            hooks = len(layer._forward_pre_hooks) + len(layer._forward_post_hooks) + ("forward" in vars(layer))
             found.append((name, type(layer), settings, shapes, hooks))
     return found
 
 
 _SETTINGS = (bool, int, float, str, list, tuple, type(None))
-_PASSING = ("training", "_built")  # the second is set by the first call of a layer itself
+_PASSING = ("training", "_built", "_dtype")  # the first call of a layer sets the second; the tensors say the third
