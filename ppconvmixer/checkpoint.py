@@ -114,7 +114,6 @@ def _reader(head: bytes, size: int, max_header: int) -> Callable[[BinaryIO, mmap
 
 def _read_paddle(_: BinaryIO, content: mmap.mmap) -> State:
     tree = _unwrap(safe_pickle.load(content, content.size(), _PADDLE))
-    tree.pop(_PADDLE_NAMES, None)
     arrays = {}
     for name, value in tree.items():
         if type(value) is tuple and len(value) == 2:  # a tensor in a nested structure: (automatic name, array)
@@ -180,6 +179,7 @@ def _unwrap(tree: Any) -> dict[str, Any]:
         if isinstance(tree.get(key), dict):
             tree = tree[key]
             break
+    tree = {name: value for name, value in tree.items() if name != _PADDLE_NAMES}
     if not tree or not all(isinstance(name, str) for name in tree):
         raise UserError("it holds no named weights")
     if all(name.startswith("module.") for name in tree):

@@ -451,7 +451,8 @@ def _convert(options: argparse.Namespace) -> None:
         raise UserError(f"{described} would pass for the card of {target}; choose another name, or move it away")
     if translation.left_out:
         raise UserError(
-            f"{options.source} has entries that are no part of a ConvMixer: {', '.join(translation.left_out[:3])}"
+            f"{options.source} has entries that are no part of a ConvMixer: "
+            f"{', '.join(map(brief, translation.left_out[:3]))}"
         )
     if options.model:
         channels = translation.state["stem.0.weight"].shape[1]

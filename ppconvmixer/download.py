@@ -262,7 +262,14 @@ class _Place:
             self.check(candidate)
         except UserError as error:
             raise _Failure(str(error)) from error
-        files.write_text(self.pin, f"{found}  {self.path.name}\n")  # as sha256sum writes it
+        try:
+            files.write_text(self.pin, f"{found}  {self.path.name}\n")  # as sha256sum writes it
+        except UserError as error:
+            if not self.path.exists():
+                raise
+            logger.warning(
+                "%s is good, but not pinned: %s", self.path, error
+            )  # put there by hand, in a read-only cache
 
     def resumable(self) -> Optional[_Origin]:
         """Return what is known of the part; None where there is nothing to go on with."""

@@ -65,12 +65,17 @@ class Array(Opaque):
         self.value = _array(raw, dtype, shape, "F" if fortran else "C").value
 
 
-def _array(raw: Any, dtype: Any, shape: Any, order: str) -> Array:
+def _array(raw: Any, dtype: Any, shape: Any, order: str, axes: Any = None) -> Array:
     if not isinstance(raw, (bytes, bytearray)) or not isinstance(dtype, DType):
         raise UserError("the file holds an array of Python objects; only plain numbers are read")
     if not is_shape(shape) or math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise UserError(f"the file is damaged: an array of shape {shown(shape)} in {len(raw)} bytes")
-    return Array(np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C"))
+    numbers = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    if order != "K" or axes is None:
+        return Array(numbers)
+    if not is_shape(axes) or sorted(axes) != list(range(len(shape))):
+        raise UserError(f"the file is damaged: an array of shape {shown(shape)} with the axes {shown(axes)}")
+    return Array(numbers.transpose(axes))  # so does NumPy 2.3 keep an array whose axes are in another order
 
 
 def is_shape(value: Any) -> bool:
@@ -82,6 +87,11 @@ def _encode(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise UserError(f"the file asks for the encoding {shown(encoding)}")
     return text.encode("latin-1")
+
+
+def _no_bytes() -> bytes:
+    """Build what protocol 2 has for bytes of which there are none."""
+    return b""
 
 
 def ordered_dict(items: Any = ()) -> dict[Any, Any]:
@@ -115,7 +125,10 @@ NUMPY: Mapping[str, Callable[..., Any]] = {
     "numpy.dtype": DType,
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: Array() for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _array for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": Opaque for core in ("core", "_core")},  # a record beside the weights
     "_codecs.encode": _encode,
+    "__builtin__.bytes": _no_bytes,
+    "collections.Counter": Opaque,  # of a schedule's milestones
 }
 """Builders for pickles of NumPy arrays, by NumPy 1 and 2, pickle protocols 2 to 5."""
 
@@ -240,6 +253,8 @@ class _Machine:
             push(self._build(function, arguments))
         elif name == "BUILD":
             (state,) = self._pop(1)
+            if isinstance(stack[-1], (Array, DType)) and not isinstance(state, tuple):
+                raise ValueError("a state that is no tuple")  # nor charged for what it makes of it
             if isinstance(stack[-1], Opaque):
                 self._charge(state)
                 stack[-1].set_state(state)

@@ -57,8 +57,9 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
         except UserError as error:
             raise Refusal(400, str(error)) from error
         (classes,), (probabilities,) = top_k(runner(image[np.newaxis]))
-        names = network.classes or [f"class {i}" for i in range(network.num_classes)]
-        return [{"class": int(i), "name": names[i], "probability": float(p)} for i, p in zip(classes, probabilities)]
+        names = [network.classes[i] if network.classes else f"class {i}" for i in classes]
+        found = zip(classes, names, probabilities)
+        return [{"class": int(i), "name": name, "probability": float(p)} for i, name, p in found]
 
     @app.exception_handler(Refusal)
     async def refuse(_: fastapi.Request, refusal: Refusal) -> fastapi.responses.JSONResponse:

@@ -8,17 +8,20 @@ import logging
 import lzma
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Optional, Union
 
-from .errors import UserError, said, shown
+from .errors import UserError, brief, said, shown
 from .files import PathLike
 
 logger = logging.getLogger("ppconvmixer")
 
 MAX_UNPACKED = 16  # times its size that a compressed archive may unpack to; CIFAR-10 as JPEGs comes to 6
 MAX_HEADER = 1 << 14  # bytes of a tar header, which Python may take quadratic time to parse; a path has 4,096
+MAX_HEADERS = 1 << 16  # bytes of all headers of a member: Python makes twenty times as much of them
+MAX_AGAIN = 1000  # times that links may lead to the same folder; seventy of them, well laid, lead to 2^36
 _UNPACKED_AT_LEAST = 16 << 20  # bytes; a small archive of flat pictures may shrink by more
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
@@ -41,7 +44,7 @@ class Folder:
             UserError: a folder cannot be read.
         """
         start = len(os.path.join(self.root, ""))
-        return sorted(path[start:].replace(os.sep, "/") for path in _files(str(self.root), frozenset()))
+        return sorted(path[start:].replace(os.sep, "/") for path in _files(str(self.root), frozenset(), Counter()))
 
     def find(self, name: str) -> Optional[str]:
         """Return the name of an existing file, or None.
@@ -68,19 +71,22 @@ class Folder:
         return Path(path)
 
 
-def _files(folder: str, above: frozenset[str]) -> Iterator[str]:
-    """Yield the files below ``folder``; ``above`` are the real paths of the folders it lies in."""
+def _files(folder: str, above: frozenset[str], seen: Counter[str]) -> Iterator[str]:
+    """Yield the files below ``folder``; ``above`` are the real paths of the folders it lies in, ``seen`` all before."""
     real = os.path.realpath(folder)
     if real in above:
         return
+    seen[real] += 1
+    if seen[real] > MAX_AGAIN:
+        raise UserError(f"links lead to {brief(real)} more than {MAX_AGAIN:,} times; take some out")
     try:
         entries = [(entry.path, entry.is_dir(), entry.is_file()) for entry in os.scandir(folder)]
     except OSError as error:  # also a link that leads to itself
-        what = error.filename if error.filename not in (None, folder) else f"the folder {folder}"
+        what = brief(str(error.filename)) if error.filename not in (None, folder) else f"the folder {folder}"
         raise UserError(f"cannot read {what}: {error.strerror or error}") from error
     for path, is_folder, is_file in entries:
         if is_folder:
-            yield from _files(path, above | {real})
+            yield from _files(path, above | {real}, seen)
         elif is_file:
             yield path
 
@@ -118,6 +124,8 @@ class Tar:
             end, links = -1, []
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile would keep a kilobyte of each
+                archive.pax_headers.clear()  # and copy what is said of all members for every one
+                headers.left = MAX_HEADERS
                 if member.offset_data <= end:  # a negative size leads back to what was read already
                     raise UserError(f"the member {shown(member.name)} reaches outside the archive")
                 end = member.offset_data
@@ -137,6 +145,10 @@ class Tar:
                         raise UserError("it is cut off")
                 else:
                     self._spans[name] = end, member.size
+            if headers.last.strip(b"\0"):  # zeros, where the archive has its end
+                raise UserError(f"it is damaged at byte {archive.offset:,}")
+            if not headers.last:
+                logger.warning("%s has no end; what came behind %s members may be lost", self.path, len(self.names()))
             while unpack and source.read(1 << 20):  # to the checksum at its end
                 headers.check(source.tell())
         if links:
@@ -192,15 +204,18 @@ class _Limited:
     """The stream that tarfile reads headers from: short ones, up to ``limit``, without room for what is not there."""
 
     def __init__(self, stream: Any, limit: int):
-        self.stream, self.limit = stream, limit
+        self.stream, self.limit, self.left, self.last = stream, limit, MAX_HEADERS, b""
         self.tell = stream.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MAX_HEADER:
             raise UserError(f"it has a header of {shown(size)} bytes")
-        data = self.stream.read(size)
+        self.left -= size
+        if self.left < 0:
+            raise UserError(f"it has headers of more than {MAX_HEADERS:,} bytes for a member")
+        self.last = self.stream.read(size)
         self.check(self.tell())
-        return data
+        return self.last
 
     def seek(self, place: int) -> None:
         self.check(place)

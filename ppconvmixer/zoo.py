@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 import numpy as np
 
 from . import checkpoint, download, layouts
-from .errors import UserError, said, shown, unknown
+from .errors import UserError, brief, said, shown, unknown
 from .files import PathLike, shipped
 
 if TYPE_CHECKING:  # Paddle takes a second to import; `ppconvmixer --help` and `models` do without
@@ -406,7 +406,7 @@ _VARIANCES = ("._variance", ".running_var")
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
+    return ", ".join(map(brief, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
 
 
 def _constructor(name: str) -> Callable[..., ConvMixer]:

@@ -949,8 +949,7 @@ for what, fields in {
     "a sparse map": {"GNU.sparse.size": "9" * 15, "GNU.sparse.map": "0,1,99999999999,1", "GNU.sparse.numblocks": "2"},
     "a sparse map that is no map": {"GNU.sparse.map": "a,b", "GNU.sparse.size": "5"},
 }.items():
-    case("tar", f"a pax header of {what}", pax(("a.png", b"x" * 600, {"pax_headers": fields}), ("b.png", b"y")),
-         fine=(lambda found: set(found) <= {"a.png", "b.png"}) if what == "a size that is no number" else None)  # fmt: skip
+    case("tar", f"a pax header of {what}", pax(("a.png", b"x" * 600, {"pax_headers": fields}), ("b.png", b"y")))
 case(
     "tar",
     "a pax header that repeats itself for ever",

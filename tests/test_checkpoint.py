@@ -1,3 +1,4 @@
+import collections
 import json
 import pickle
 import subprocess
@@ -216,3 +217,34 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path):
     assert done.stdout.startswith(f"cannot write {path}: File too large")
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["w.pdparams"]
+
+
+def test_records_of_numpy_and_of_a_schedule_beside_the_weights(tmp_path):
+    records = {"best": np.float64(0.5), "milestones": collections.Counter([30, 60])}
+    for protocol in range(2, 5):
+        path = tmp_path / f"{protocol}.pdparams"
+        path.write_bytes(pickle.dumps({"state_dict": {"w": np.ones(2, np.float32)}, **records}, protocol))
+        np.testing.assert_array_equal(checkpoint.read(path)["w"], np.ones(2, np.float32))
+
+
+def test_paddles_table_of_names_does_not_hide_the_prefix_of_parallel_training(tmp_path):
+    tree = {"module.w": np.ones(2, np.float32), "StructuredToParameterName@@": {"module.w": "linear_0.w_0"}}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(tree, 4))
+    assert list(checkpoint.read(tmp_path / "w.pdparams")) == ["w"]
+
+
+def test_arrays_with_their_axes_in_another_order(tmp_path):
+    """NumPy 2.3 and later pickle them as they lie, by protocol 5."""
+    value = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5).transpose(1, 0, 2, 3)
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps({"w": value}, 5))
+    np.testing.assert_array_equal(checkpoint.read(tmp_path / "w.pdparams")["w"], value)
+
+
+def test_a_state_of_an_array_that_is_a_list_is_refused(tmp_path):
+    """A list is not charged for, and every array that it makes would take as much memory anew."""
+    whole = pickle.dumps(np.zeros(4, np.float32), 2)
+    start, end = b"(K\x01K\x04\x85", b"tq\x14b."
+    assert whole.count(start) == 1 and whole.endswith(end)
+    (tmp_path / "w.pdparams").write_bytes(whole.replace(start, b"]" + start).replace(end, b"eb."))
+    with pytest.raises(UserError, match="a state that is no tuple"):
+        checkpoint.read(tmp_path / "w.pdparams")

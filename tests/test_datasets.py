@@ -1,4 +1,5 @@
 import csv
+import gzip
 import io
 import pickle
 import subprocess
@@ -340,3 +341,36 @@ def test_a_link_to_itself_is_named(tmp_path):
     (tmp_path / "round").symlink_to(tmp_path / "round")
     with pytest.raises(UserError, match=f"cannot read {tmp_path / 'round'}: Too many levels"):
         sources.Folder(tmp_path).names()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_tar_that_is_damaged_or_cut_does_not_lose_pictures_in_silence(tmp_path, suffix, caplog):
+    """Python's tarfile takes a header that is none for the end."""
+
+    def packed(content):
+        path = tmp_path / f"p.tar{suffix}"
+        path.write_bytes(gzip.compress(content) if suffix else content)
+        return path
+
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for i in range(5):
+            member = tarfile.TarInfo(f"cat/{i}.png")
+            member.size = 3
+            archive.addfile(member, io.BytesIO(b"abc"))
+    content = stream.getvalue()
+    assert len(sources.Tar(packed(content)).names()) == 5 and not caplog.text
+    with pytest.raises(UserError, match="it is damaged at byte 2,048"):
+        sources.Tar(packed(content[:2050] + b"?" + content[2051:]))
+    assert len(sources.Tar(packed(content[:2048])).names()) == 2
+    assert "has no end; what came behind 2 members may be lost" in caplog.text
+
+
+def test_links_that_lead_to_the_same_folder_again_and_again_are_refused(tmp_path):
+    for i in range(30):
+        (tmp_path / f"d{i}").mkdir()
+        if i:
+            for name in "ab":
+                (tmp_path / f"d{i - 1}" / name).symlink_to(tmp_path / f"d{i}")
+    with pytest.raises(UserError, match="more than 1,000 times; take some out"):
+        sources.Folder(tmp_path / "d0").names()
