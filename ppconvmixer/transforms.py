@@ -167,8 +167,7 @@ class Transform:
         box = crop_box(*dimensions(picture), self.augment, numbers)
         if box == (0, 0, *size) and dimensions(picture) == size:
             return np.asarray(picture)
-        # Cut out first, as torchvision does: with ``box=``, Pillow's filter would look at pixels beyond the edge.
-        return np.asarray(_image(picture).crop(box).resize(size, _resample(interpolation)))
+        return np.asarray(_image(picture).resize(size, _resample(interpolation), box=box))
 
     def finish(self, pictures: np.ndarray, draws: Optional[Draws] = None) -> np.ndarray:
         """Vary ``pictures``, uint8 (N, size, size, 3), in place; return them normalised, float32 (N, 3, size, size)."""
