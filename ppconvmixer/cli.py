@@ -266,6 +266,7 @@ def _models(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
+    from . import export
     from .evaluate import evaluate
     from .loader import Samples
     from .transforms import eval_transform
@@ -274,8 +275,8 @@ def _eval(options: argparse.Namespace) -> None:
     seen = views.parse(options.tta, network.name, network.input)
     outputs = [path for path in (options.output, options.predictions, options.logits) if path]
     inputs = [network.path, options.data, options.list, options.config, options.classes, options.labels_file]
-    beside = [str(Path(network.path).with_suffix(suffix)) for suffix in (".bin", ".pdiparams", ".card.json")]
-    check_outputs(outputs, [*inputs, *(beside if is_graph(options.model) else _cards([network.path]))])
+    beside = map(str, export.files(network.path)) if is_graph(options.model) else _cards([network.path])
+    check_outputs(outputs, [*inputs, *beside])
     digest = sha256(network.path)  # now, of what was read: a run under way may replace the file
     if options.labels_file and not options.labels:
         raise UserError("--labels is missing: whose labels --labels-file holds")
@@ -426,7 +427,7 @@ def _predict(options: argparse.Namespace) -> None:
             broken.append(f"  {path}: {getattr(error, 'strerror', None) or error}")
             continue
         classes, probabilities = top_k(see(engine, images, seen))
-        print(printable(path))
+        say(path)
         for number, probability in zip(classes[0], probabilities[0]):
             print(f"  {100 * probability:6.2f} %  {network.classes[number] if network.classes else f'class {number}'}")
     if broken:

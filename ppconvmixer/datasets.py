@@ -140,19 +140,23 @@ def from_folders(source: Source, under: str = "", classes: Optional[Sequence[str
         UserError: no class folders, a folder of pictures that is none of ``classes``, or one with unread ones alone.
     """
     prefix = f"{under.strip('/')}/" if under.strip("/") else ""
+
+    def word(name: str) -> str:
+        return printable(name[len(prefix) :].split("/", 1)[0])
+
     inside = [name for name in source.names() if name.startswith(prefix) and name.count("/") > prefix.count("/")]
     names = [name for name in inside if _is_picture(name)]
-    words = [printable(name[len(prefix) :].split("/", 1)[0]) for name in names]
+    words = list(map(word, names))
     if not names:
         raise UserError(f"there are no class folders with pictures in {source}{f' under {under}' if under else ''}")
     others: dict[str, str] = {}
     for name in filter(_is_visible, inside):
-        folder = printable(name[len(prefix) :].split("/", 1)[0])
-        if folder not in others or PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES:
+        folder = word(name)
+        if folder not in others or _suffix(name) in UNREAD_SUFFIXES:
             others[folder] = name
     for folder in sorted(others.keys() - set(words)):
         name = others[folder]
-        if folder in classes if classes else PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES:
+        if folder in classes if classes else _suffix(name) in UNREAD_SUFFIXES:
             raise UserError(
                 f"the folder {brief(folder)} of {source} holds no pictures that are read, only such as {brief(name)}; "
                 f"convert them (to {', '.join(sorted(PICTURE_SUFFIXES))}), or take them out"
@@ -252,7 +256,11 @@ def _lines(path: PathLike) -> Iterator[str]:
 
 
 def _is_picture(name: str) -> bool:
-    return _is_visible(name) and PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+    return _is_visible(name) and _suffix(name) in PICTURE_SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def _is_visible(name: str) -> bool:

@@ -264,12 +264,10 @@ class _Place:
             raise _Failure(str(error)) from error
         try:
             files.write_text(self.pin, f"{found}  {self.path.name}\n")  # as sha256sum writes it
-        except UserError as error:
+        except UserError as error:  # of a file that was put there by hand, in a cache that is read-only
             if not self.path.exists():
                 raise
-            logger.warning(
-                "%s is good, but not pinned: %s", self.path, error
-            )  # put there by hand, in a read-only cache
+            logger.warning("%s is good, but not pinned: %s", self.path, error)
 
     def resumable(self) -> Optional[_Origin]:
         """Return what is known of the part; None where there is nothing to go on with."""

@@ -241,14 +241,17 @@ def input_spec(name: str, /, **changes: Any) -> InputSpec:
     Raises:
         UserError: unknown model, or a change that makes no sense.
     """
-    spec, patch = variant(name).input, variant(name).patch_size
+    shape = variant(name)
+    spec = shape.input
     known = [field.name for field in dataclasses.fields(spec)]
     for key in changes:
         if key not in known:
             raise unknown("key of the input", key, known)
     spec = dataclasses.replace(spec, **changes)
-    if spec.size < patch:
-        raise UserError(f"input.size is {spec.size}, which is less than a patch of {name}, {patch} pixels; take more")
+    if spec.size < shape.patch_size:
+        raise UserError(
+            f"input.size is {spec.size}, which is less than a patch of {name}, {shape.patch_size} pixels; take more"
+        )
     return spec
 
 

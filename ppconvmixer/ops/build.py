@@ -63,11 +63,11 @@ def _built() -> Path:
     compiler = _compiler()
     folder = download.home() / "ops"
     target = folder / f"operator-{_key(compiler)}.so"
-    if target.exists() and target.stat().st_size:  # nothing is left of it where the power went too early
+    if _whole(target):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{target}.lock"):  # several processes build it once
-        if not (target.exists() and target.stat().st_size):
+        if not _whole(target):
             logger.info("building the CPU operator, once for this machine")
             with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
                 made = Path(temporary) / target.name
@@ -77,6 +77,11 @@ def _built() -> Path:
                     os.fsync(stream.fileno())
                 made.rename(target)
     return target
+
+
+def _whole(library: Path) -> bool:
+    """Tell whether there is a library; where the power went too early, an empty file is what is left of it."""
+    return library.exists() and library.stat().st_size > 0
 
 
 def _compiler() -> str:
