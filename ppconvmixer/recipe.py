@@ -15,9 +15,8 @@ import yaml
 from .augment import Augment
 from .errors import UserError, said, shown, unknown
 from .files import PathLike, read_text, shipped
-from .layouts import LAYOUTS
 from .mixing import PAIR
-from .zoo import MAX_SIDE, InputSpec, canonical, input_spec, variant
+from .zoo import MAX_SIDE, InputSpec, canonical, input_spec, is_tag, variant
 
 DATASETS = ("digits", "cifar10", "folder", "list", "csv")
 OPTIMIZERS = ("adamw", "adam", "sgd", "lamb")
@@ -363,7 +362,7 @@ class Recipe:
             return
         if not distill.teacher.startswith(PADDLE_MODELS):
             canonical(distill.teacher)
-        elif distill.weights in ("pretrained", *LAYOUTS):
+        elif is_tag(distill.weights):
             raise UserError(
                 f"distill.weights is {distill.weights}, but of {distill.teacher} none are published here; name a file"
             )

@@ -152,6 +152,11 @@ def present(name: str) -> list[str]:
     return ["shipped", *cached] if own(name) else cached
 
 
+def is_tag(weights: PathLike) -> bool:
+    """Tell whether ``weights`` is no path, but stands for published ones, see ``find_weights``."""
+    return isinstance(weights, str) and weights in ("pretrained", *layouts.LAYOUTS)
+
+
 def find_weights(name: Optional[str], weights: PathLike) -> PathLike:
     """Return the path of a checkpoint: ``weights`` itself, or that of a published file, downloaded if need be.
 
@@ -163,7 +168,7 @@ def find_weights(name: Optional[str], weights: PathLike) -> PathLike:
     Raises:
         UserError: nothing of the kind is published, or it cannot be had.
     """
-    if not isinstance(weights, str) or weights not in ("pretrained", *layouts.LAYOUTS):
+    if not is_tag(weights):
         return weights
     if name is None:
         raise UserError(f"--model is missing: the model whose published weights {weights!r} is to be (or ./{weights})")
