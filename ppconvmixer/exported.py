@@ -53,10 +53,21 @@ class Exported:
         """Return what runs the graph: float32 (N, 3, size, size) as of any network in, float32 (N, classes) out.
 
         Raises:
-            UserError: as ``engines.open_graph``.
+            UserError: as ``engines.open_graph``; or the graph does not compute what its card says.
         """
         engine = open_graph(name, self.path, self.num_classes)
-        return _OfPixels(engine, self.input) if self.pixels else engine
+        if self.pixels:
+            engine = _OfPixels(engine, self.input)
+        blank = np.zeros((1, 3, self.input.size, self.input.size), np.float32)
+        try:
+            classes = engine(blank).shape[-1]
+        except Exception as error:  # each engine has exceptions of its own
+            raise UserError(
+                f"{self.path} does not take pictures of {self.input.size} pixels, as its card says: {said(error)}"
+            ) from error
+        if classes != self.num_classes:
+            raise UserError(f"{self.path} tells {classes} classes apart, and its card {self.num_classes}")
+        return engine
 
 
 class _OfPixels:

@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import random_state, refused, run
+from PIL import Image
 
 from ppconvmixer import card, checkpoint, engines, export, onnx_file, zoo
 from ppconvmixer.errors import UserError
@@ -205,6 +206,23 @@ def test_files_that_are_no_export(tmp_path, tiny_weights, class_folders, capsys)
     assert "makes no sense" in failure(capsys, *read, path)
     (tmp_path / f"b{OWN}").write_text("{}")
     assert "cannot read the card" in failure(capsys, *read, tmp_path / f"b{OWN}")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"facts": {"classes": 4, "pixels": False}}, "tells 3 classes apart, and its card 4"),
+        ({"facts": {"classes": 3, "pixels": True}}, "does not take pictures of 32 pixels"),
+    ],
+)
+def test_a_graph_that_does_not_compute_what_its_card_says(change, message, tmp_path, tiny_weights, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    text = json.dumps({"model": "convmixer_tiny", "facts": {"classes": 3, "pixels": False}} | change)
+    path, picture = tmp_path / "a.onnx", tmp_path / "a.png"
+    path.write_bytes(onnx_file.to_onnx(Trained(tiny_weights).create(), card=text))
+    Image.new("RGB", (32, 32)).save(picture)
+    assert message in failure(capsys, "predict", "--model", path, picture)
 
 
 def test_photographs_are_pictures_of_the_size():
