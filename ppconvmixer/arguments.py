@@ -192,7 +192,7 @@ def _read_some(data: str, spec: zoo.InputSpec, count: int) -> tuple[Sequence[str
 
     pictures = datasets.unlabelled(sources.open_source(data))
     pictures = pictures.subset(evenly(len(pictures), count))
-    return pictures.names, some(Samples(pictures, eval_transform(spec), spec.size), count)
+    return pictures.names, some(Samples(pictures, eval_transform(spec)), count)
 
 
 def check_picture(path: Optional[str], inputs: Sequence[Optional[str]] = ()) -> None:

@@ -286,7 +286,7 @@ def _eval(options: argparse.Namespace) -> None:
     engine = network.engine(options.engine)
     if judged.chosen is not None:
         engine = labels.Restricted(engine, judged.chosen)
-    samples = Samples(pictures, eval_transform(network.input, options.backend), network.input.size, options.backend)
+    samples = Samples(pictures, eval_transform(network.input, options.backend))
     found = evaluate(
         *(engine, samples, options.batch_size, options.workers, options.limit, options.skip_broken),
         keep_logits=bool(options.logits),
@@ -608,11 +608,11 @@ def _report(options: argparse.Namespace) -> None:
             f"{options.config} has pictures of {count_classes(fitted)} classes to train on, and {network.path} tells "
             f"{network.num_classes} apart; give a recipe with the pictures it is for, or leave --epochs out"
         )
-    transform, size = eval_transform(network.input), network.input.size
+    transform = eval_transform(network.input)
     material = deployment.Material(
         network,
-        some(Samples(fitted, transform, size), deployment.FIT),
-        Samples(judged, transform, size),
+        some(Samples(fitted, transform), deployment.FIT),
+        Samples(judged, transform),
         deployment.trained_on(recipe, options.epochs) if options.epochs else None,
     )
     forms = folder / f"forms-{digest[:8]}"  # what was trained on from another checkpoint is none of this one's

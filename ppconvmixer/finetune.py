@@ -158,7 +158,7 @@ def _prepare(recipe: Recipe, train: Pictures, saved: Optional[run_state.Saved]) 
 
     def samples(phase: Phase) -> Samples:
         resized = dataclasses.replace(spec, size=phase.size)
-        return Samples(train, train_transform(resized, recipe.augment), phase.size, seed=settings.seed, kept=kept)
+        return Samples(train, train_transform(resized, recipe.augment), seed=settings.seed, kept=kept)
 
     mixing = Mixing(recipe.augment, num_classes, settings.label_smoothing) if recipe.augment.mixes else None
     data = phases.create(recipe, samples, mixing)
@@ -208,7 +208,7 @@ def _train(
     if state.epochs and as_saved and not saved.run["step"]:
         before = dataclasses.asdict(_card(recipes.from_dict(saved.facts["recipe"]), train))
         c.export(folder, model, state, {**saved.facts, "card": before})  # the run may have been cut off just before
-    judge = Samples(val, eval_transform(spec), spec.size, kept=Kept(len(val)))
+    judge = Samples(val, eval_transform(spec), kept=Kept(len(val)))
     sheet = _sheet(data.batches[0].samples, spec)
     curves = drawn.VisualDL(state, folder / "visualdl", recipe, sheet, saved.facts["curves"] if saved else 0)
     report = drawn.Report(state, folder, recipe)

@@ -77,7 +77,6 @@ class Samples:
     """The map from (epoch, index) to a sample that the worker processes compute.
 
     Args:
-        size: side of the transformed picture, in pixels.
         seed: of a transform that varies pictures: a sample depends on (seed, epoch, index) alone, so that
             neither workers nor interruptions nor the rest of a batch change it.
         kept: where small pictures are kept, once decoded, for further passes.
@@ -87,13 +86,15 @@ class Samples:
         self,
         pictures: Pictures,
         transform: Transform,
-        size: int,
-        backend: str = "pil",
         seed: Any = None,
         kept: Optional[Kept] = None,
     ):
-        self.pictures, self.transform, self.size, self.backend, self.seed = pictures, transform, size, backend, seed
-        self.kept = kept
+        self.pictures, self.transform, self.seed, self.kept = pictures, transform, seed, kept
+
+    @property
+    def size(self) -> int:
+        """Side of the transformed pictures, in pixels."""
+        return self.transform.spec.size
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -103,7 +104,7 @@ class Samples:
         if size == self.size:
             return self
         spec = dataclasses.replace(self.transform.spec, size=size)
-        return Samples(self.pictures, eval_transform(spec, self.backend), size, self.backend)
+        return Samples(self.pictures, eval_transform(spec, self.transform.backend))
 
     def read(self, index: int, epoch: int = 0) -> np.ndarray:
         """Return the input made of picture ``index``, float32 (3, size, size).
@@ -156,7 +157,7 @@ class Samples:
             raise UserError(error.strerror or str(error)) from error
         if not isinstance(content, bytes):
             return content
-        picture = decode(content, self.backend)
+        picture = decode(content, self.transform.backend)
         if self.kept:
             self.kept.put(index, np.asarray(picture))
         return picture

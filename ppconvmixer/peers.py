@@ -285,7 +285,7 @@ def _samples(folder: Path, workload: Workload, backend: str) -> Any:
 
     spec = workload.variant.input
     pictures = datasets.from_folders(sources.open_source(folder))
-    return Samples(pictures, eval_transform(spec, backend), spec.size, backend)
+    return Samples(pictures, eval_transform(spec, backend))
 
 
 def _reading(backend: str, workers: int) -> Callable[[Workload], Step]:
@@ -315,9 +315,7 @@ def _augmenting(**settings: Any) -> Callable[[Workload], Step]:
 
         spec, epoch = workload.variant.input, itertools.count()
         pictures = datasets.from_folders(sources.open_source(_kept(_folder((spec.size, spec.size)))))
-        samples = Samples(
-            pictures, train_transform(spec, Augment(**settings)), spec.size, seed=0, kept=Kept(len(pictures))
-        )
+        samples = Samples(pictures, train_transform(spec, Augment(**settings)), seed=0, kept=Kept(len(pictures)))
         images = np.empty((workload.batch, 3, spec.size, spec.size), np.float32)
 
         def step() -> None:

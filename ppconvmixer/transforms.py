@@ -138,7 +138,7 @@ class Transform:
     """
 
     def __init__(self, spec: InputSpec, backend: str = "pil", augment: Optional[Augment] = None):
-        self.spec, self.augment = spec, augment or Augment()
+        self.spec, self.backend, self.augment = spec, backend, augment or Augment()
         self._crop = eval_crop(spec, backend)
         text = self.augment.randaugment
         self._randaugment = randaugment.parse(text, spec.mean) if text else None

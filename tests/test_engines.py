@@ -165,7 +165,7 @@ def test_the_same_top_5_on_a_hundred_real_pictures(name, shared, monkeypatch):
     pictures = datasets.from_list(sources.Folder(sample), sample / "val_list.txt")
     engine, reference = make(name)(model), create_engine("dygraph", model)
     seen = 0
-    for batch in batches(Samples(pictures, eval_transform(spec), spec.size), range(len(pictures)), 10, 0):
+    for batch in batches(Samples(pictures, eval_transform(spec)), range(len(pictures)), 10, 0):
         images = batch.images[batch.readable]
         found, expected = engine(images), reference(images)
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()

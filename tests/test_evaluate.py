@@ -25,7 +25,7 @@ class Brightness:
 @pytest.fixture
 def samples(class_folders):
     pictures = datasets.from_folders(sources.Folder(class_folders), "train")
-    return Samples(pictures, eval_transform(SPEC), 16)
+    return Samples(pictures, eval_transform(SPEC))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 24, 100])
@@ -81,7 +81,7 @@ def test_broken_pictures_stop_or_are_counted(class_folders, tmp_path):
         (tmp_path / f"{i}.png").write_bytes(good[:60] if i in (2, 7) else good)
     (tmp_path / "list.txt").write_text("".join(f"{i}.png {i % 3}\n" for i in range(9)))
     pictures = datasets.from_list(sources.Folder(tmp_path), tmp_path / "list.txt")
-    broken = Samples(pictures, eval_transform(SPEC), 16)
+    broken = Samples(pictures, eval_transform(SPEC))
     with pytest.raises(UserError, match="(?s)2 of 9.*2.png.*7.png"):
         evaluate.evaluate(Brightness(3), broken, 2, 0)
     found = evaluate.evaluate(Brightness(3), broken, 2, 0, skip_broken=True)
@@ -89,7 +89,7 @@ def test_broken_pictures_stop_or_are_counted(class_folders, tmp_path):
         found.metrics()["samples"] == 7 and found.skipped == (2, 7) and found.indices.tolist() == [0, 1, 3, 4, 5, 6, 8]
     )
     assert found.labels.tolist() == [0, 1, 0, 1, 2, 0, 2]
-    nothing = Samples(pictures.subset([2, 7]), eval_transform(SPEC), 16)
+    nothing = Samples(pictures.subset([2, 7]), eval_transform(SPEC))
     with pytest.raises(UserError, match="none of the 2 pictures can be read"):
         evaluate.evaluate(Brightness(3), nothing, 2, 0, skip_broken=True)
 

@@ -232,7 +232,7 @@ def test_the_moving_average_is_the_formulas_and_the_best(class_folders, tmp_path
     _, val = finetune.open_data(ours)
     for name, metrics in (("best", result), ("last", figures[2])):
         network = zoo.create_model("convmixer_tiny", tmp_path / f"run/{name}.pdparams", num_classes=3)
-        samples = finetune.Samples(val, eval_transform(ours.input_spec()), 32)
+        samples = finetune.Samples(val, eval_transform(ours.input_spec()))
         assert evaluate(Dygraph(network), samples, 8, 0).metrics()["loss"] == pytest.approx(metrics["loss"])
     (file,) = (tmp_path / "run/visualdl").glob("vdlrecords*")
     drawn = [row.value for row in LogReader(file_path=str(file)).get_data("scalar", "eval_ema/loss")]
@@ -402,7 +402,7 @@ def test_every_shipped_recipe_from_end_to_end(path, class_folders, tmp_path):
     network = Trained(tmp_path / "run/best.pdparams").create()
     _, val = finetune.open_data(tiny)
     spec = tiny.input_spec()
-    found = evaluate(Dygraph(network), finetune.Samples(val, eval_transform(spec), spec.size), 8, 0).metrics()
+    found = evaluate(Dygraph(network), finetune.Samples(val, eval_transform(spec)), 8, 0).metrics()
     assert found["samples"] == result["samples"] == len(val)
     assert 0 < result["loss"] < 10 and found["loss"] == pytest.approx(result["loss"], rel=1e-4)
     assert found["top1"] == result["top1"]
@@ -412,7 +412,7 @@ def test_contact_sheet(class_folders):
     ours = small(class_folders)
     train, _ = finetune.open_data(ours)
     spec = ours.input_spec()
-    samples = finetune.Samples(train, finetune.train_transform(spec, recipe.Augment()), 32, seed=0)
+    samples = finetune.Samples(train, finetune.train_transform(spec, recipe.Augment()), seed=0)
     sheet = finetune._sheet(samples, spec)
     assert sheet.shape == (4 * 32, 8 * 32, 3) and sheet.dtype == np.uint8
     from PIL import Image

@@ -45,7 +45,7 @@ def validation(tmp_path):
 
 
 def evaluated(pictures, engine=None):
-    samples = Samples(pictures, eval_transform(SPEC), 16)
+    samples = Samples(pictures, eval_transform(SPEC))
     found = evaluate.evaluate(engine or Engine(), samples, 3, 0, keep_logits=True)
     inputs = np.stack([samples.read(i) for i in range(len(pictures))])
     return found, Engine()(inputs).astype(np.float64)

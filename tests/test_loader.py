@@ -34,7 +34,7 @@ def with_broken(class_folders, tmp_path):
 
 
 def drawn(pictures, workers, epoch=0, seed=3):
-    samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0), hflip=0.5)), 16, seed=seed)
+    samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0), hflip=0.5)), seed=seed)
     loaded = TrainBatches(samples, 5, workers, epoch)
     return [(images, labels) for images, labels in loaded]
 
@@ -54,10 +54,10 @@ def test_draws_depend_on_seed_epoch_and_index_alone(pictures):
 
 
 def test_every_pass_is_the_next_epoch(pictures):
-    samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0))), 16, seed=3)
+    samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0))), seed=3)
     loaded = TrainBatches(samples, 5, 0)
     passes = [list(loaded) for _ in range(2)]
-    samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0))), 16, seed=3)
+    samples = Samples(pictures, train_transform(SPEC, Augment((0.3, 1.0))), seed=3)
     assert_equal(passes[1], list(TrainBatches(samples, 5, 0, epoch=1)))
 
 
@@ -69,14 +69,14 @@ def test_global_random_state_is_left_alone(pictures):
 
 
 def test_a_tail_is_left_out_unless_it_is_all(pictures):
-    samples = Samples(pictures, train_transform(SPEC, Augment()), 16, seed=0)
+    samples = Samples(pictures, train_transform(SPEC, Augment()), seed=0)
     assert [len(labels) for _, labels in TrainBatches(samples, 7, 0)] == [7, 7, 7]
     assert [len(labels) for _, labels in TrainBatches(samples, 100, 0)] == [24]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_pictures_arrive_marked_and_do_not_hang(with_broken, workers):
-    samples = Samples(with_broken, eval_transform(SPEC), 16)
+    samples = Samples(with_broken, eval_transform(SPEC))
     found = list(batches(samples, range(6), 4, workers))
     assert np.concatenate([b.readable for b in found]).tolist() == [True, False, True, False, True, False]
     assert np.concatenate([b.indices for b in found]).tolist() == list(range(6))
@@ -85,7 +85,7 @@ def test_broken_pictures_arrive_marked_and_do_not_hang(with_broken, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_broken_pictures_are_named_with_their_reason(with_broken, workers):
-    samples = Samples(with_broken, eval_transform(SPEC), 16)
+    samples = Samples(with_broken, eval_transform(SPEC))
     lines = str(loader.broken(samples, workers)).splitlines()
     assert lines[0] == "3 of 6 pictures cannot be read:"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["1.png", "3.png", "5.png"]
@@ -95,7 +95,7 @@ def test_all_broken_pictures_are_named_with_their_reason(with_broken, workers):
 
 
 def test_training_stops_at_broken_pictures_and_names_all(with_broken):
-    samples = Samples(with_broken, train_transform(SPEC, Augment()), 16, seed=0)
+    samples = Samples(with_broken, train_transform(SPEC, Augment()), seed=0)
     with pytest.raises(UserError, match="(?s)3 of 6 pictures cannot be read.*1.png.*3.png.*5.png"):
         list(TrainBatches(samples, 2, 0))
 
@@ -110,7 +110,7 @@ def test_workers_read_one_tar_together(class_folders, tmp_path, kind):
     packed = datasets.from_folders(sources.open_source(tmp_path / f"p{kind}"), "train")
     order = list(range(24)) * 4
     a, b = (
-        np.concatenate([batch.images for batch in batches(Samples(p, eval_transform(SPEC), 16), order, 3, workers)])
+        np.concatenate([batch.images for batch in batches(Samples(p, eval_transform(SPEC)), order, 3, workers)])
         for p, workers in ((plain, 0), (packed, 3))
     )
     np.testing.assert_array_equal(a, b)
@@ -125,8 +125,8 @@ def test_small_pictures_are_decoded_once(with_broken, monkeypatch, workers, tmp_
 
     monkeypatch.setattr(loader, "decode", decode)
     transform = train_transform(SPEC, Augment((0.3, 1.0), hflip=0.5, randaugment="n2-m12"))
-    kept = Samples(with_broken, transform, 16, seed=0, kept=Kept(6))
-    fresh = Samples(with_broken, transform, 16, seed=0)
+    kept = Samples(with_broken, transform, seed=0, kept=Kept(6))
+    fresh = Samples(with_broken, transform, seed=0)
     for epoch in range(3):
         found = np.concatenate([batch.images for batch in batches(kept, range(6), 2, workers, epoch)])
         expected = [fresh.read(i, epoch) if i % 2 == 0 else np.zeros((3, 16, 16)) for i in range(6)]
@@ -140,7 +140,7 @@ def test_large_pictures_are_not_kept(pictures, monkeypatch):
     for room, fit in ((0, True), (-1, False)):
         monkeypatch.setattr(loader, "KEPT_BYTES", 24 * (52 * 44 * 3 + room))
         kept = Kept(24)
-        list(batches(Samples(pictures, eval_transform(SPEC), 16, kept=kept), range(24), 5, 0))
+        list(batches(Samples(pictures, eval_transform(SPEC), kept=kept), range(24), 5, 0))
         assert [kept.get(i) is not None for i in range(24)] == [fit] * 24
 
 
@@ -158,7 +158,7 @@ class Spoilt:
 
 def spoilt(pictures, index, deed):
     samples = dataclasses.replace(pictures, fetch=Spoilt(pictures, index, deed))
-    return Samples(samples, eval_transform(SPEC), 16)
+    return Samples(samples, eval_transform(SPEC))
 
 
 def hang():
@@ -208,7 +208,7 @@ def test_a_picture_that_could_not_be_read_for_once_is_named(pictures):
 
     with pytest.raises(UserError, match="1 of 24 pictures cannot be read:\n  .*before, but can be now") as error:
         samples = dataclasses.replace(pictures, fetch=Spoilt(pictures, 7, once))
-        list(TrainBatches(Samples(samples, eval_transform(SPEC), 16, seed=0), 24, 0))
+        list(TrainBatches(Samples(samples, eval_transform(SPEC), seed=0), 24, 0))
     assert pictures.names[7] in str(error.value)
 
 
@@ -219,7 +219,7 @@ def test_a_slow_picture_is_waited_for(pictures, monkeypatch):
 
 
 def test_workers_end_when_nobody_wants_more(pictures):
-    made = batches(Samples(pictures, eval_transform(SPEC), 16), list(range(24)) * 50, 2, 3)
+    made = batches(Samples(pictures, eval_transform(SPEC)), list(range(24)) * 50, 2, 3)
     next(made)
     assert len(multiprocessing.active_children()) == 3
     made.close()
@@ -235,7 +235,7 @@ def test_workers_end_with_their_parent(class_folders, number):
         from ppconvmixer.transforms import eval_transform
         spec = zoo.InputSpec(16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
         pictures = datasets.from_folders(sources.Folder({str(class_folders)!r}), "train")
-        made = loader.batches(loader.Samples(pictures, eval_transform(spec), 16), list(range(24)) * 500, 2, 3)
+        made = loader.batches(loader.Samples(pictures, eval_transform(spec)), list(range(24)) * 500, 2, 3)
         next(made)
         print(*(p.pid for p in multiprocessing.active_children()), flush=True)
         time.sleep(1000)
@@ -260,7 +260,7 @@ def alive(pid):
 
 def test_ctrl_c_is_left_to_the_parent(pictures):
     """A terminal sends SIGINT to the workers too; they must go on, so that the parent can stop in good order."""
-    made = batches(Samples(pictures, eval_transform(SPEC), 16), list(range(24)) * 4, 5, 2)
+    made = batches(Samples(pictures, eval_transform(SPEC)), list(range(24)) * 4, 5, 2)
     next(made)
     for process in multiprocessing.active_children():
         os.kill(process.pid, signal.SIGINT)

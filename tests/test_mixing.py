@@ -167,7 +167,7 @@ def batches(monkeypatch, rank, world, batch_size, skip=0):
     monkeypatch.setattr(distributed, "WORLD", world)
     settings = Augment((0.5, 1.0), hflip=0.5, randaugment="n2-m12", mixup=0.5, cutmix=0.5)
     pictures = datasets.digits().subset(range(50))
-    samples = Samples(pictures, train_transform(SPEC, settings), 8, seed=3)
+    samples = Samples(pictures, train_transform(SPEC, settings), seed=3)
     return list(TrainBatches(samples, batch_size, 0, epoch=2, skip=skip, mixing=Mixing(settings, 10, 0.1)))
 
 
@@ -197,7 +197,7 @@ def test_what_is_erased_is_erased_of_the_mixture():
 
     def made(**more):
         settings = Augment(mixup=0.5, **more)
-        samples = Samples(datasets.digits().subset(range(32)), train_transform(SPEC, settings), 8, seed=3)
+        samples = Samples(datasets.digits().subset(range(32)), train_transform(SPEC, settings), seed=3)
         return next(iter(TrainBatches(samples, 16, 0, epoch=2, mixing=Mixing(settings, 10))))
 
     erasing = {"erasing": 0.5, "erasing_mode": "const"}

@@ -32,7 +32,7 @@ def test_the_published_networks_compute_what_timm_computes(shared, name, monkeyp
     pictures = datasets.from_list(sources.Folder(sample), sample / "val_list.txt")
     pictures = pictures.subset([list(pictures.names).index(str(n)) for n in reference["images"]])
     spec = zoo.input_spec(name)
-    found = evaluate(Dygraph(model), Samples(pictures, eval_transform(spec), spec.size), 8, 1, keep_logits=True)
+    found = evaluate(Dygraph(model), Samples(pictures, eval_transform(spec)), 8, 1, keep_logits=True)
     expected = reference[f"logits_{name}"]
     assert np.abs(found.logits - expected).max() <= 1e-4 * np.abs(expected).max()
 

@@ -331,9 +331,9 @@ def test_a_variant_is_trained_from_python():
     spec, (train, val) = settings.input_spec(), open_data(settings)
     paddle.seed(0)
     network = ConvMixer(16, 2, kernel_size=[1, 3], patch_size=8, num_classes=10, norm_first=True, residual="both")
-    batches = TrainBatches(Samples(train, train_transform(spec, settings.augment), spec.size, seed=0), 64, workers=0)
+    batches = TrainBatches(Samples(train, train_transform(spec, settings.augment), seed=0), 64, workers=0)
     model = paddle.Model(network)
     model.prepare(paddle.optimizer.AdamW(1e-2, parameters=network.parameters()), paddle.nn.CrossEntropyLoss())
     model.fit(batches, epochs=4, verbose=0)
-    found = evaluate(Dygraph(network), Samples(val, eval_transform(spec), spec.size), 64, 0).metrics()
+    found = evaluate(Dygraph(network), Samples(val, eval_transform(spec)), 64, 0).metrics()
     assert found["samples"] == len(val) and found["top1"] > 0.5, found  # a tenth by chance

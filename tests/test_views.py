@@ -68,7 +68,7 @@ def softmax(logits):
 @pytest.fixture
 def samples(class_folders):
     spec = zoo.input_spec("convmixer_tiny", crop_pct=0.9)
-    return Samples(datasets.from_folders(sources.Folder(class_folders), "val"), eval_transform(spec), spec.size)
+    return Samples(datasets.from_folders(sources.Folder(class_folders), "val"), eval_transform(spec))
 
 
 @pytest.mark.parametrize("workers", [0, 3])

@@ -88,7 +88,7 @@ def _facts(run: Path, weights: Path, data: str) -> dict:
 def _metrics(path: Path, about: card.Card, run: Path) -> dict:
     """Return the accuracy of weights on the pictures that a run was judged by."""
     network = Trained(path, about.model)
-    samples = Samples(open_data(recipe.load(run / "recipe.yaml"))[1], eval_transform(network.input), network.input.size)
+    samples = Samples(open_data(recipe.load(run / "recipe.yaml"))[1], eval_transform(network.input))
     found = evaluate(network.engine("dygraph"), samples, 500, 1).metrics()
     return {key: found[key] for key in ("samples", "top1", "top5", "loss")}
 

@@ -85,7 +85,7 @@ def examine(network: ConvMixer, recipe: Recipe, train: Pictures, limit: int) -> 
     """
     check_plain(network)
     spec = recipe.input_spec()
-    samples = Samples(train.subset(evenly(len(train), limit or len(train))), eval_transform(spec), spec.size)
+    samples = Samples(train.subset(evenly(len(train), limit or len(train))), eval_transform(spec))
     workers = recipe.data.workers
     seen = evaluate(Dygraph(network), samples, 64, workers, skip_broken=True, keep_logits=True)
     images, labels = _batch(recipe, train, network.num_classes)
@@ -105,7 +105,7 @@ def _batch(recipe: Recipe, train: Pictures, classes: int) -> tuple[np.ndarray, n
 
     def samples(phase: Phase) -> Samples:
         spec = dataclasses.replace(recipe.input_spec(), size=phase.size)
-        return Samples(train, train_transform(spec, recipe.augment), phase.size, seed=recipe.train.seed)
+        return Samples(train, train_transform(spec, recipe.augment), seed=recipe.train.seed)
 
     mixing = Mixing(recipe.augment, classes) if recipe.augment.mixes else None
     batches = phases.create(recipe, samples, mixing).batches[-1]
