@@ -19,7 +19,8 @@ from . import distributed, graph, per_class, report
 from .engines import Dygraph
 from .errors import printable
 from .evaluate import Evaluation
-from .loader import Samples
+from .insight.maps import watched
+from .loader import Samples, some
 from .recipe import Recipe
 from .records import FILE, LAYERS, Records
 from .run_state import RunState
@@ -165,22 +166,8 @@ class Histograms(paddle.callbacks.Callback):
             if parameter.ndim > 1:
                 self._add(f"weights/{name}", parameter)
         layers = {"stem": network.stem, **{f"blocks.{i}": block for i, block in enumerate(network.blocks)}}
-        hooks = [
-            layer.register_forward_post_hook(lambda layer, x, y, name=name: self._add(f"activations/{name}", y))
-            for name, layer in layers.items()
-        ]
-        try:
-            Dygraph(network, self.amp)(self._images())
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _images(self) -> np.ndarray:
-        count, size = len(self.samples), self.samples.size
-        places = np.linspace(0, count - 1, min(PICTURES, count)).astype(int)
-        images = np.empty((len(places), 3, size, size), np.float32)
-        self.samples.fill(images, places)
-        return images
+        with watched(layers, lambda name, _, output: self._add(f"activations/{name}", output)):
+            Dygraph(network, self.amp)(some(self.samples, PICTURES))
 
     def _add(self, tag: str, tensor: paddle.Tensor) -> None:
         values = tensor.astype("float32").numpy()

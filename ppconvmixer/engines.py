@@ -94,7 +94,7 @@ class OnnxRuntime:
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
                 onnxruntime.preload_dlls()  # CUDA's libraries, where they are packages of Python
-            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # whose products have 11 bits
+            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # with significands of 11 bits
         self.session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -124,7 +124,7 @@ class OpenVino:
 
 
 class OpenVinoBf16(OpenVino):
-    """OpenVINO, on the CPU, in bfloat16: numbers of 8 bits with the range of float32."""
+    """OpenVINO, on the CPU, in bfloat16: float32 with a significand of 8 bits."""
 
     name, precision = "openvino-bf16", "bf16"
 

@@ -22,6 +22,7 @@ from .files import rename, sha256
 from .onnx_file import METADATA, to_onnx
 from .quantize import AGREEMENT, most_likely, quantize
 from .trained import Trained
+from .transforms import to_pixels
 from .zoo import InputSpec
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ HELD_BACK = 4  # every fourth picture to calibrate on is judged by instead
 SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml",), "paddle": (".json", ".pdmodel")}
 TOLERANCES = {  # of the largest logit, by the bits of the weights
     32: 1e-4,  # engines round differently, and 1e-6 is usual
-    16: 2e-2,  # numbers of 11 bits
+    16: 2e-2,  # significands of 11 bits
     8: 0.1,  # of 7 bits
 }
 CALIBRATED = 0.5  # the maps are of 7 bits as well: what is further off is another network
@@ -272,7 +273,7 @@ def _openvino(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card:
 
 
 def _inputs(pictures: np.ndarray, pixels: Optional[InputSpec]) -> np.ndarray:
-    return exported.to_pixels(pictures, pixels) if pixels else pictures
+    return to_pixels(pictures, pixels) if pixels else pictures
 
 
 def _paddle(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str, pictures: Any) -> None:

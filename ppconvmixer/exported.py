@@ -14,6 +14,7 @@ from .engines import GRAPHS, Inference, open_graph
 from .errors import UserError, said
 from .files import PathLike, read_text
 from .onnx_file import METADATA
+from .transforms import to_pixels
 
 
 class Exported:
@@ -79,13 +80,6 @@ class _OfPixels:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         probabilities = self.engine(to_pixels(images, self.spec))
         return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-
-
-def to_pixels(images: np.ndarray, spec: zoo.InputSpec) -> np.ndarray:
-    """Return the pixels, uint8 (N, size, size, 3), that a network's input, float32 (N, 3, size, size), was made of."""
-    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
-    pixels = np.rint(255 * (images * std + mean)).astype(np.uint8)
-    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
 def is_graph(name: Optional[str]) -> bool:

@@ -19,14 +19,13 @@ from . import recipe as recipes
 from .datasets import Pictures
 from .errors import UserError, brief
 from .files import sha256, write_text
-from .loader import Kept, Samples
+from .loader import Kept, Samples, evenly
 from .losses import create_loss
 from .mixing import Mixing
 from .optim import ema_decay
 from .recipe import Phase, Recipe
 from .stopping import Stopped, StopWish
-from .transforms import eval_transform, train_transform
-from .zoo import InputSpec
+from .transforms import eval_transform, to_pixels, train_transform
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -209,7 +208,7 @@ def _train(
         before = dataclasses.asdict(_card(recipes.from_dict(saved.facts["recipe"]), train))
         c.export(folder, model, state, {**saved.facts, "card": before})  # the run may have been cut off just before
     judge = Samples(val, eval_transform(spec), kept=Kept(len(val)))
-    sheet = _sheet(data.batches[0].samples, spec)
+    sheet = _sheet(data.batches[0].samples)
     curves = drawn.VisualDL(state, folder / "visualdl", recipe, sheet, saved.facts["curves"] if saved else 0)
     report = drawn.Report(state, folder, recipe)
     tell = c.Tell(state, data)
@@ -433,16 +432,12 @@ def _amp(level: str) -> str:
     return level
 
 
-def _sheet(samples: Samples, spec: InputSpec, columns: int = 8, rows: int = 4) -> np.ndarray:
-    """Return a contact sheet of augmented pictures, uint8 (H, W, 3)."""
-    count = min(columns * rows, len(samples))
-    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
-    size = samples.size
-    sheet = np.full((rows, columns, size, size, 3), 255, np.uint8)
-    picked = np.linspace(0, len(samples) - 1, count).astype(int)
-    for place, index in enumerate(picked):
-        image = np.empty((1, 3, size, size), np.float32)
-        if samples.fill(image, [index]).all():
-            pixels = np.clip((image[0] * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
-            sheet[divmod(place, columns)] = pixels.transpose(1, 2, 0)
-    return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)
+def _sheet(samples: Samples) -> np.ndarray:
+    """Return a contact sheet of augmented pictures from all over the data set, uint8 (H, W, 3); white where broken."""
+    columns, rows, size = 8, 4, samples.size
+    picked = evenly(len(samples), columns * rows)
+    images = np.empty((len(picked), 3, size, size), np.float32)
+    readable = samples.fill(images, picked)
+    sheet = np.full((rows * columns, size, size, 3), 255, np.uint8)
+    sheet[np.flatnonzero(readable)] = to_pixels(images[readable], samples.transform.spec)
+    return sheet.reshape(rows, columns, size, size, 3).transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)

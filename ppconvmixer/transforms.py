@@ -198,6 +198,13 @@ def train_transform(spec: InputSpec, augment: Augment) -> Transform:
     return Transform(spec, augment=augment)
 
 
+def to_pixels(images: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Return the pixels, uint8 (N, size, size, 3), that a network's input, float32 (N, 3, size, size), was made of."""
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+    pixels = np.rint(255 * (images * std + mean)).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
+
 def dimensions(picture: Picture) -> tuple[int, int]:
     """Return width and height, in pixels."""
     return picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]

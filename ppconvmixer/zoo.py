@@ -83,15 +83,50 @@ class Variant:
 
     def parameters(self) -> int:
         """Count the trainable parameters for three channels; batch-norm statistics are none."""
-        block = self.dim * (self.kernel_size**2 + 1) + self.dim * (self.dim + 1) + 4 * self.dim
-        stem = self.dim * (3 * self.patch_size**2 + 1) + 2 * self.dim
-        return stem + self.depth * block + self.num_classes * (self.dim + 1)
+        return self.costs()["parameters"]
 
     def macs(self) -> int:
         """Count the multiply-accumulates of all convolutions and the head, for one picture of ``input.size``."""
-        pixels = (self.input.size // self.patch_size) ** 2
-        block = self.dim * self.kernel_size**2 + self.dim**2
-        return pixels * (self.dim * 3 * self.patch_size**2 + self.depth * block) + self.dim * self.num_classes
+        return self.costs()["macs"]
+
+    def costs(self) -> dict[str, int]:
+        """Return the sums of ``parts``: ``parameters``, ``macs`` and ``activations``."""
+        parts = self.parts().values()
+        return {key: sum(part[key] for part in parts) for key in ("parameters", "macs", "activations")}
+
+    def parts(self) -> dict[str, dict[str, int]]:
+        """Return what the parts cost for one picture by closed formulas, each with its activation and norm.
+
+        For width d, depth n, kernel k, patch p, c classes and P = floor(size / p)^2 patches::
+
+                         parameters            MACs       activations
+            stem         d (3 p^2 + 3)         P d 3 p^2  3 P d
+            depthwise    n d (k^2 + 3)         n P d k^2  3 n P d
+            pointwise    n d (d + 3)           n P d^2    3 n P d
+            head         c (d + 1)             c d        c
+
+        The 3 beside the weights are a bias and a norm's scale and shift; the 3 maps are those of convolution,
+        activation and norm.
+        """
+        patches = (self.input.size // self.patch_size) ** 2
+
+        def convolutions(layers: int, products: int) -> dict[str, int]:
+            return {
+                "parameters": layers * self.dim * (products + 3),
+                "macs": layers * patches * self.dim * products,
+                "activations": layers * 3 * patches * self.dim,
+            }
+
+        return {
+            "stem": convolutions(1, 3 * self.patch_size**2),
+            "depthwise": convolutions(self.depth, self.kernel_size**2),
+            "pointwise": convolutions(self.depth, self.dim),
+            "head": {
+                "parameters": self.num_classes * (self.dim + 1),
+                "macs": self.num_classes * self.dim,
+                "activations": self.num_classes,
+            },
+        }
 
 
 _cifar = functools.partial(Variant, num_classes=10, input=CIFAR10)

@@ -413,7 +413,7 @@ def test_contact_sheet(class_folders):
     train, _ = finetune.open_data(ours)
     spec = ours.input_spec()
     samples = finetune.Samples(train, finetune.train_transform(spec, recipe.Augment()), seed=0)
-    sheet = finetune._sheet(samples, spec)
+    sheet = finetune._sheet(samples)
     assert sheet.shape == (4 * 32, 8 * 32, 3) and sheet.dtype == np.uint8
     from PIL import Image
 

@@ -13,7 +13,7 @@ from paddle import nn
 from .. import figures
 from ..errors import UserError, said
 from ..files import PathLike
-from ..zoo import Variant
+from .maps import evaluating
 from .networks import Network
 
 BYTES = 4  # of a number in float32
@@ -72,10 +72,8 @@ def count(network: nn.Layer, size: int) -> list[Layer]:
                 hooks.append(layer.register_forward_post_hook(_counter(found, name, kind)))
             elif layer.parameters():
                 raise UserError(f"cannot count what the layer {name} does; it is a {type(layer).__name__}")
-    training = network.training
-    network.eval()
     try:
-        with paddle.no_grad():
+        with evaluating(network), paddle.no_grad():
             network(paddle.zeros([1, _channels(network), size, size]))
     except UserError:
         raise
@@ -84,8 +82,6 @@ def count(network: nn.Layer, size: int) -> list[Layer]:
     finally:
         for hook in hooks:
             hook.remove()
-        if training:
-            network.train()
     return list(found.values())
 
 
@@ -135,38 +131,6 @@ def _channels(network: nn.Layer) -> int:
     return first.weight.shape[1] * first._groups
 
 
-def parts(shape: Variant) -> dict[str, dict[str, int]]:
-    """Return what the parts of a ConvMixer cost by its closed formulas, each with its activation and norm.
-
-    For width d, depth n, kernel k, patch p, c classes and P = floor(size / p)^2 patches::
-
-                     parameters            MACs       activations
-        stem         d (3 p^2 + 3)         P d 3 p^2  3 P d
-        depthwise    n d (k^2 + 3)         n P d k^2  3 n P d
-        pointwise    n d (d + 3)           n P d^2    3 n P d
-        head         c (d + 1)             c d        c
-
-    The 3 beside the weights are a bias and a norm's scale and shift; the 3 maps are those of convolution, activation
-    and norm.
-    """
-    d, n, classes = shape.dim, shape.depth, shape.num_classes
-    patches = (shape.input.size // shape.patch_size) ** 2
-
-    def convolutions(layers: int, products: int) -> dict[str, int]:
-        return {
-            "parameters": layers * d * (products + 3),
-            "macs": layers * patches * d * products,
-            "activations": layers * 3 * patches * d,
-        }
-
-    return {
-        "stem": convolutions(1, 3 * shape.patch_size**2),
-        "depthwise": convolutions(n, shape.kernel_size**2),
-        "pointwise": convolutions(n, d),
-        "head": {"parameters": classes * (d + 1), "macs": classes * d, "activations": classes},
-    }
-
-
 def describe(network: Network, batch_size: int = 1) -> dict[str, Any]:
     """Return what a network costs as JSON can write it.
 
@@ -196,14 +160,9 @@ def describe(network: Network, batch_size: int = 1) -> dict[str, Any]:
         "largest": BYTES * batch_size * max(layer.held for layer in layers),
     }
     if network.shape:
-        facts["formula"] = formula(network.shape)
+        facts["formula"] = network.shape.costs()
     facts["layers"] = [{**dataclasses.asdict(layer), "bytes": layer.bytes(batch_size)} for layer in layers]
     return facts
-
-
-def formula(shape: Variant) -> dict[str, int]:
-    """Return the totals of a ConvMixer by ``parts``: ``parameters``, ``macs`` and ``activations``."""
-    return {key: sum(part[key] for part in parts(shape).values()) for key in _QUANTITIES}
 
 
 def _totals(layers: Iterable[Layer], keys: Iterable[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from .. import figures
 from ..errors import UserError
 from ..files import PathLike
 from ..zoo import Variant
-from .complexity import COLOURS, count, formula, parts, weights
+from .complexity import COLOURS, count, weights
 from .networks import Network
 
 SCALED = ("dim", "depth", "patch_size", "kernel_size")
@@ -43,7 +43,7 @@ def steps(shape: Variant, along: str) -> list[int]:
 def describe(network: Network, along: str) -> dict[str, Any]:
     """Return the cost of the networks that differ from this one in ``along`` alone, as JSON can write it.
 
-    All figures are of one picture and by the closed formulas of ``complexity.parts``.
+    All figures are of one picture and by the closed formulas of ``zoo.Variant.parts``.
 
     Args:
         along: one of ``SCALED``.
@@ -58,7 +58,7 @@ def describe(network: Network, along: str) -> dict[str, Any]:
     points = []
     for value in steps(shape, along):
         other = dataclasses.replace(shape, **{along: value})
-        points.append({"value": value, **formula(other), "parts": parts(other)})
+        points.append({"value": value, **other.costs(), "parts": other.parts()})
     return {
         **{"model": network.name, "size": network.size, "along": along},
         **{"here": getattr(shape, along), "points": points},
@@ -135,7 +135,7 @@ def separate(network: Network) -> dict[str, Any]:
     for name, layers in (("separable", pair), ("standard", standard)):
         macs = sum(layer.macs for layer in count(layers, 1))  # one pixel of a map costs as much as any other
         found[name] = {"parameters": weights(layers)[0], "macs": patches * macs}
-    blocks, rest = shape.depth, sum(parts(shape)[part]["macs"] for part in ("stem", "head"))
+    blocks, rest = shape.depth, sum(shape.parts()[part]["macs"] for part in ("stem", "head"))
     return {
         **{"model": network.name, "size": network.size, "dim": d, "kernel_size": k, "depth": blocks, **found},
         "ratio": {
