@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from . import distributed, figures, layouts, views, zoo
+from .datasets import PICTURE_SUFFIXES
 from .engines import ENGINES
-from .errors import UserError, printable
+from .errors import UserError, printable, unreadable
 from .exported import Exported, is_graph
 from .trained import Trained
 
@@ -135,15 +136,29 @@ def open_pictures(options: argparse.Namespace, network: Union[Trained, Exported]
     return pictures
 
 
+def named_data(options: argparse.Namespace) -> list[Optional[str]]:
+    """Return the files and folders of pictures and labels that ``--data``, ``--list`` and ``-c`` name."""
+    from . import recipe
+
+    named = [options.data, options.list, options.config]
+    if options.config:
+        data = recipe.load(options.config, getattr(options, "override", ())).data
+        named += [data.path, data.train, data.val]
+    return named
+
+
 def check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> None:
     """Find out before the work, not after it, that a result cannot be written or would replace an input."""
     taken = {os.path.realpath(path): path for path in inputs if path}
+    folders = {Path(path) for path in taken if os.path.isdir(path)}
     for output in outputs:
         path = Path(os.path.realpath(output))
         if os.path.islink(output):  # the file would take its place
             raise UserError(f"cannot write {output}, which is a link; name the file it leads to, or another")
         if str(path) in taken:
             raise UserError(f"{output} is an input of this command; write to another file")
+        if path.exists() and path.suffix.lower() in PICTURE_SUFFIXES and not folders.isdisjoint(path.parents):
+            raise UserError(f"{output} may be a picture that this command reads; write to another file")
         taken[str(path)] = output
         folder = next((parent for parent in path.parents if parent.exists()), path)
         other = path.exists() and not path.is_file()  # a folder, or a device, which a file would take the place of
@@ -165,9 +180,9 @@ def read_pictures(paths: Sequence[str]) -> list[Any]:
         try:
             pictures.append(decode(Path(path).read_bytes()))
         except (UserError, OSError) as error:
-            broken.append(f"  {path}: {getattr(error, 'strerror', None) or error}")
+            broken.append(f"{path}: {getattr(error, 'strerror', None) or error}")
     if broken:
-        raise UserError(f"{len(broken)} of {len(paths)} pictures cannot be read:\n" + "\n".join(broken))
+        raise unreadable(broken, len(paths))
     return pictures
 
 

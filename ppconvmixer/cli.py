@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -27,6 +28,7 @@ from .arguments import (
     add_views,
     check_outputs,
     check_picture,
+    named_data,
     natural,
     open_checkpoint,
     open_network,
@@ -36,7 +38,7 @@ from .arguments import (
     say,
     share,
 )
-from .errors import UserError, brief, printable, said, unknown
+from .errors import UserError, brief, printable, said, unknown, unreadable
 from .exported import is_graph
 from .files import PathLike, atomic_write, read_text, sha256, table_path, write_text
 
@@ -56,6 +58,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 0
     except UserError as error:
         print(f"ppconvmixer: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name != "paddle":  # which the user chooses, for a CPU or a GPU; it is no plain requirement
+            raise
+        print(
+            "ppconvmixer: error: PaddlePaddle is not installed; pip install 'ppconvmixer[gpu]', or 'ppconvmixer[cpu]' "
+            "on a machine without a GPU",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt as stop:
         print("ppconvmixer: stopped", file=sys.stderr)
@@ -274,7 +285,7 @@ def _eval(options: argparse.Namespace) -> None:
     network = open_network(options)
     seen = views.parse(options.tta, network.name, network.input)
     outputs = [path for path in (options.output, options.predictions, options.logits) if path]
-    inputs = [network.path, options.data, options.list, options.config, options.classes, options.labels_file]
+    inputs = [network.path, *named_data(options), options.classes, options.labels_file]
     beside = map(str, export.files(network.path)) if is_graph(options.model) else _cards([network.path])
     check_outputs(outputs, [*inputs, *beside])
     digest = sha256(network.path)  # now, of what was read: a run under way may replace the file
@@ -295,6 +306,9 @@ def _eval(options: argparse.Namespace) -> None:
     metrics = found.metrics()
     if distributed.RANK:
         return
+    if not math.isfinite(metrics["loss"]):
+        name = pictures.names[next(i for i, loss in zip(found.indices, found.losses) if not math.isfinite(loss))]
+        raise UserError(f"{network.path} gives what is no number for {brief(name)}; take another checkpoint")
     weights = {"path": str(network.path), "sha256": digest}
     if is_graph(options.model):  # a program may be the same for any weights, which have a file of their own
         weights["checkpoint"] = network.checkpoint
@@ -424,14 +438,14 @@ def _predict(options: argparse.Namespace) -> None:
             picture = decode(Path(path).read_bytes(), options.backend)
             images = {size: transform(picture)[np.newaxis] for size, transform in transforms.items()}
         except (UserError, OSError) as error:
-            broken.append(f"  {path}: {getattr(error, 'strerror', None) or error}")
+            broken.append(f"{path}: {getattr(error, 'strerror', None) or error}")
             continue
         classes, probabilities = top_k(see(engine, images, seen))
         say(path)
         for number, probability in zip(classes[0], probabilities[0]):
             print(f"  {100 * probability:6.2f} %  {network.classes[number] if network.classes else f'class {number}'}")
     if broken:
-        raise UserError(f"{len(broken)} of {len(options.images)} pictures cannot be read:\n" + "\n".join(broken))
+        raise unreadable(broken, len(options.images))
 
 
 # --- convert --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _LONGEST = 300  # characters of a message that is not ours: a line on a screen or two
 
@@ -44,6 +44,19 @@ def shown(value: object) -> str:
         return printable(_repr.repr(value))
     except ValueError:  # a whole number of more digits than Python prints
         return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def unreadable(lines: Sequence[str], total: int) -> UserError:
+    """Return the error that names all pictures that cannot be read: on one line a single one, below it more.
+
+    Args:
+        lines: name and reason of each.
+        total: pictures that were to be read.
+    """
+    told = f"{len(lines)} of {total} pictures cannot be read"
+    if len(lines) == 1:
+        return UserError(f"{told}: {lines[0]}; mend it or take it out")
+    return UserError("\n".join([f"{told}; mend them or take them out:", *(f"  {line}" for line in lines)]))
 
 
 def said(error: BaseException) -> str:

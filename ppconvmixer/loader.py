@@ -25,8 +25,9 @@ from . import distributed
 from .augment import erase
 from .datasets import Pictures
 from .draws import Draws
-from .errors import UserError, said
+from .errors import UserError, said, unreadable
 from .mixing import PAIR, Mixing
+from .progress import Progress
 from .transforms import Picture, Transform, decode, eval_transform
 
 _TICK = 0.2  # seconds
@@ -374,8 +375,7 @@ def some(samples: Samples, count: int) -> np.ndarray:
     images = np.empty((len(chosen), 3, samples.size, samples.size), np.float32)
     readable = samples.fill(images, chosen)
     if not readable.all():
-        lines = reasons(samples, chosen[~readable])
-        raise UserError(f"{len(lines)} of {len(chosen)} pictures cannot be read:\n" + "\n".join(lines))
+        raise unreadable(reasons(samples, chosen[~readable]), len(chosen))
     return images
 
 
@@ -387,9 +387,12 @@ def broken(samples: Samples, workers: int, limit: int = 0, seen: Iterable[int] =
         seen: what could not be read before, and perhaps can be now.
     """
     order = range(min(limit or len(samples), len(samples)))
-    again = (i for batch in batches(samples, order, 64, workers) for i in batch.indices[~batch.readable])
-    found = sorted({*map(int, again), *map(int, seen)})
-    return UserError(f"{len(found)} of {len(order)} pictures cannot be read:\n" + "\n".join(reasons(samples, found)))
+    found = set(map(int, seen))
+    with Progress(len(order), "look for broken pictures") as progress:
+        for batch in batches(samples, order, 64, workers):
+            found.update(batch.indices[~batch.readable].tolist())
+            progress.advance(len(batch.indices))
+    return unreadable(reasons(samples, sorted(found)), len(order))
 
 
 def reasons(samples: Samples, indices: Sequence[int]) -> list[str]:
@@ -401,5 +404,5 @@ def reasons(samples: Samples, indices: Sequence[int]) -> list[str]:
             reason = "it could not be read before, but can be now"
         except Exception as error:
             reason = str(error) or type(error).__name__
-        lines.append(f"  {samples.pictures.names[int(index)]}: {reason}")
+        lines.append(f"{samples.pictures.names[int(index)]}: {reason}")
     return lines

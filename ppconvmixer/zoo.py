@@ -162,12 +162,13 @@ def manifest() -> dict[str, Any]:
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Return the names that match ``pattern`` (shell wildcards), largest model first.
+    """Return the names of the models that match ``pattern`` (shell wildcards) by name or alias, largest model first.
 
     Args:
         pretrained: keep the models whose weights are published, or come with the package.
     """
-    return [n for n in fnmatch.filter(VARIANTS, pattern) if not pretrained or n in manifest()]
+    found = {ALIASES.get(name, name) for name in fnmatch.filter([*VARIANTS, *ALIASES], pattern)}
+    return [name for name in VARIANTS if name in found and (not pretrained or name in manifest())]
 
 
 def published(name: str) -> list[download.PublishedFile]:
@@ -308,8 +309,8 @@ def create_model(
         name: one of ``list_models()`` or its alias, or a name that spells out its shape, see ``variant``.
         pretrained: a checkpoint in any layout to fill it from; True or a tag for one of the zoo, see ``find_weights``.
         num_classes: outputs of the head, by default the variant's (1000, or 10 for the CIFAR-10 ones).
-            With another number than the variant's, a checkpoint's head of another size gives way to a
-            freshly initialised one, and a warning says so.
+            Where it is given, a checkpoint's head of another size gives way to a freshly initialised one, and a
+            warning says so.
         in_chans: channels of the picture.
         **kwargs: ``drop_rate`` and whatever else ``ConvMixer`` takes.
 
@@ -325,7 +326,7 @@ def create_model(
     model = ConvMixer(**{**shape, "in_chans": in_chans, "num_classes": classes, **kwargs})
     if pretrained:
         path = find_weights(name, "pretrained" if pretrained is True else pretrained)
-        load_weights(model, path, reset_head=classes != wanted.num_classes)
+        load_weights(model, path, reset_head=num_classes is not None)
     return model
 
 

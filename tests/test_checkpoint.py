@@ -192,7 +192,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "w.pdparams"
     checkpoint.write(path, {"w": np.ones(2, np.float32)})
     old = path.read_bytes()
-    with pytest.raises(Exception, match="cannot be pickled|no pickle|lambda|Can't"):
+    with pytest.raises((pickle.PicklingError, AttributeError), match="pickle"):
         checkpoint.write(path, {"w": np.array([lambda: 0], object)})
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["w.pdparams"]

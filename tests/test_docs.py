@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shlex
+import sys
 from collections import Counter
 
 import numpy as np
@@ -163,7 +164,8 @@ def test_every_key_of_augmentation_is_explained_with_values_that_it_takes():
         assert settings.augment.randaugment == text and settings.augment.mixes
 
 
-def test_the_picture_of_the_augmentations_is_up_to_date():
+def test_the_picture_of_the_augmentations_is_up_to_date(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))  # of which a tool changes the first
     spec = importlib.util.spec_from_file_location("draw_augmentations", ROOT / "tools/draw_augmentations.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)

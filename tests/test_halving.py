@@ -80,9 +80,13 @@ class Trainer:
         return self.known[candidate, epochs]
 
 
+def best_first(scores):
+    return sorted(scores, key=lambda candidate: -scores[candidate])
+
+
 def test_the_best_go_on_and_those_that_tie_by_their_order():
     trainer = Trainer()
-    results = halve("abcdef", RUNGS, trainer)
+    results = halve("abcdef", RUNGS, trainer, best_first)
     assert [list(result) for result in results] == [[*"abcdef"], [*"bde"], [*"bd"]]
     assert trainer.asked == [*((c, 1) for c in "abcdef"), *((c, 2) for c in "bde"), ("b", 5), ("d", 5)]
     assert results[1]["e"] == pytest.approx(0.1)
@@ -92,20 +96,20 @@ def test_the_best_go_on_and_those_that_tie_by_their_order():
 def test_going_on_repeats_nothing_and_ends_alike(stop_after):
     trainer = Trainer(stop_after)
     with pytest.raises(KeyboardInterrupt):
-        halve("abcdef", RUNGS, trainer)
+        halve("abcdef", RUNGS, trainer, best_first)
     assert len(trainer.known) == stop_after
     trainer.stop_after = None
     whole = Trainer()
-    assert halve("abcdef", RUNGS, trainer) == halve("abcdef", RUNGS, whole)
+    assert halve("abcdef", RUNGS, trainer, best_first) == halve("abcdef", RUNGS, whole, best_first)
     assert trainer.known == whole.known and len(trainer.known) == sum(rung.candidates for rung in RUNGS)
 
 
 def test_who_failed_is_out():
-    results = halve("abcd", [Rung(4, 1), Rung(3, 2)], lambda name, epochs: None if name in "ab" else 0.5)
+    results = halve("abcd", [Rung(4, 1), Rung(3, 2)], lambda name, epochs: None if name in "ab" else 0.5, best_first)
     assert results == [{"a": None, "b": None, "c": 0.5, "d": 0.5}, {"c": 0.5, "d": 0.5}]
 
 
-def test_another_order_may_be_given():
+def test_the_order_decides():
     found = halve([1, 2, 3], [Rung(3, 1), Rung(1, 2)], lambda name, epochs: name / 10, lambda s: sorted(s))
     assert list(found[1]) == [1]
 

@@ -87,10 +87,12 @@ def test_broken_pictures_arrive_marked_and_do_not_hang(with_broken, workers):
 def test_all_broken_pictures_are_named_with_their_reason(with_broken, workers):
     samples = Samples(with_broken, eval_transform(SPEC))
     lines = str(loader.broken(samples, workers)).splitlines()
-    assert lines[0] == "3 of 6 pictures cannot be read:"
+    assert lines[0] == "3 of 6 pictures cannot be read; mend them or take them out:"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["1.png", "3.png", "5.png"]
     assert "truncated" in lines[1] and "no picture of a known kind" in lines[2] and "no such file" in lines[3]
-    with pytest.raises(UserError, match="1 of 3 pictures"):
+    with pytest.raises(
+        UserError, match=r"1 of 3 pictures cannot be read: 1\.png: .*truncated.*; mend it or take it out$"
+    ):
         raise loader.broken(samples, workers, limit=3)
 
 
@@ -206,7 +208,7 @@ def test_a_picture_that_could_not_be_read_for_once_is_named(pictures):
             done.append(1)
             raise OSError("the disk was away")
 
-    with pytest.raises(UserError, match="1 of 24 pictures cannot be read:\n  .*before, but can be now") as error:
+    with pytest.raises(UserError, match="1 of 24 pictures cannot be read: .*before, but can be now") as error:
         samples = dataclasses.replace(pictures, fetch=Spoilt(pictures, 7, once))
         list(TrainBatches(Samples(samples, eval_transform(SPEC), seed=0), 24, 0))
     assert pictures.names[7] in str(error.value)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import random_state, reference_network, write_layout
+from conftest import reference_network
 
-from ppconvmixer import ConvMixer, checkpoint, datasets, load_weights, sources, zoo
+from ppconvmixer import ConvMixer, datasets, load_weights, sources, zoo
 from ppconvmixer.engines import Dygraph
 from ppconvmixer.evaluate import evaluate
 from ppconvmixer.loader import Samples
@@ -35,14 +35,3 @@ def test_the_published_networks_compute_what_timm_computes(shared, name, monkeyp
     found = evaluate(Dygraph(model), Samples(pictures, eval_transform(spec)), 8, 1, keep_logits=True)
     expected = reference[f"logits_{name}"]
     assert np.abs(found.logits - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
-def test_a_checkpoint_of_the_other_paddle(tmp_path):
-    """What one Paddle writes the other reads: the file names nothing but NumPy's arrays."""
-    state = random_state(dim=6, depth=1, kernel_size=3, patch_size=2, num_classes=4)
-    path = write_layout(tmp_path / "w.pdparams", state)
-    import pickletools
-
-    names = {a for op, a, _ in pickletools.genops(path.read_bytes()) if op.name in ("GLOBAL", "SHORT_BINUNICODE")}
-    assert not {n for n in names if "paddle" in str(n)}
-    assert set(checkpoint.read(path)) == set(state)

@@ -40,6 +40,7 @@ def test_the_paper_gives_5_4_million_to_the_512_16():
 def test_listing():
     assert set(ppconvmixer.list_models(pretrained=True)) == {*PUBLISHED, *SHIPPED}
     assert ppconvmixer.list_models("*_ks5_p2") == ["convmixer_256_8_ks5_p2", "convmixer_128_8_ks5_p2"]
+    assert ppconvmixer.list_models("convmixer_1024_20") == ["convmixer_1024_20_ks9_p14"]  # by its alias
     assert ppconvmixer.list_models("resnet*") == []
 
 
@@ -206,14 +207,15 @@ def test_another_network_is_described(tmp_path):
         ppconvmixer.convmixer_tiny(pretrained=path)
 
 
-def test_the_head_gives_way_only_where_the_caller_changed_the_classes(tmp_path, caplog):
+@pytest.mark.parametrize("classes", [7, 10])  # 10 are the variant's own
+def test_the_head_gives_way_only_where_the_caller_asks_for_classes(classes, tmp_path, caplog):
     path = write_layout(tmp_path / "w.pdparams", random_state(**TINY, num_classes=4))
     with pytest.raises(UserError, match="num_classes=4"):
         ppconvmixer.convmixer_tiny(pretrained=path)
     with caplog.at_level("WARNING", logger="ppconvmixer"):
-        model = ppconvmixer.convmixer_tiny(pretrained=path, num_classes=7)
-    assert model.num_classes == 7
-    assert [r.message for r in caplog.records if "for 4 classes" in r.message and "for 7" in r.message]
+        model = ppconvmixer.convmixer_tiny(pretrained=path, num_classes=classes)
+    assert model.num_classes == classes
+    assert [r.message for r in caplog.records if "for 4 classes" in r.message and f"for {classes}" in r.message]
     assert len(caplog.records) == 1
     assert ppconvmixer.convmixer_tiny(pretrained=path, num_classes=4).num_classes == 4
 

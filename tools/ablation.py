@@ -5,15 +5,16 @@
 It takes an hour or two on 2 CPU cores. Runs that are complete are not repeated, and one that was cut off goes on.
 """
 
-import argparse
-import json
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a clone works before it is installed
+sys.path[0] = str(ROOT)  # in place of this folder, whose inspect.py hides Python's own; a clone is not installed
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
 
 from ppconvmixer import datasets, sources  # noqa: E402
 

@@ -6,13 +6,14 @@ makes ``train/horse/0000.jpg`` and so on, and ``test`` beside it: in every class
 published file. With ``--each 50`` it writes the first 50 of every class alone.
 """
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Optional
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a clone works before it is installed
+sys.path[0] = str(ROOT)  # in place of this folder, whose inspect.py hides Python's own; a clone is not installed
+
+import argparse  # noqa: E402
+from typing import Optional  # noqa: E402
 
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402

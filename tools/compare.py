@@ -3,13 +3,14 @@
 python tools/compare.py runs/demo_scratch runs/demo
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a clone works before it is installed
+sys.path[0] = str(ROOT)  # in place of this folder, whose inspect.py hides Python's own; a clone is not installed
+
+import argparse  # noqa: E402
+import json  # noqa: E402
 
 from ppconvmixer import UserError, recipe  # noqa: E402
 

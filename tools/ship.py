@@ -7,15 +7,16 @@ by the pictures they are judged by; of several runs, the mean of these. The mani
 ``tests/golden`` the logits that the tests expect, by Paddle's own layers in float64.
 """
 
-import argparse
-import dataclasses
-import json
-import shlex
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a clone works before it is installed
+sys.path[0] = str(ROOT)  # in place of this folder, whose inspect.py hides Python's own; a clone is not installed
+
+import argparse  # noqa: E402
+import dataclasses  # noqa: E402
+import json  # noqa: E402
+import shlex  # noqa: E402
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402

@@ -68,16 +68,11 @@ def _divided(count: int, budget: int, eta: int, finalists: int) -> list[Rung]:
     return rungs if all(a < b for a, b in zip(epochs, epochs[1:])) else []
 
 
-def best_first(scores: Mapping[T, float]) -> list[T]:
-    """Return the keys by falling score; those that tie stay in the order they come in."""
-    return sorted(scores, key=lambda candidate: -scores[candidate])
-
-
 def halve(
     candidates: Sequence[T],
     rungs: Sequence[Rung],
     train: Callable[[T, int], Optional[float]],
-    rank: Callable[[Mapping[T, float]], Sequence[T]] = best_first,
+    rank: Callable[[Mapping[T, float]], Sequence[T]],
 ) -> list[dict[T, Optional[float]]]:
     """Run the tournament and return the scores of every rung.
 
