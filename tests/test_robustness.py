@@ -111,7 +111,7 @@ def test_curves_count_what_stays():
     even = found["networks"][0]["equivariance"]
     assert even[0] == pytest.approx(1) and means["equivariance"] == pytest.approx(sum(even[1:]) / (len(even) - 1))
     last = robustness.table(found).splitlines()[-3:]
-    assert last[1].split()[2:] == [f"{means[move]['agreement']:.3f}" for move in robustness.MOVES]
+    assert last[1].split()[3:] == [f"{100 * means[move]['agreement']:.2f}" for move in robustness.MOVES]
     assert last[0].split()[2] == f"{means['equivariance']:.3f}"
     assert "accuracy" not in describe([left], IMAGES)["networks"][0]["rotation"]
 

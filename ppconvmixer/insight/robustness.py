@@ -322,29 +322,36 @@ def table(facts: dict[str, Any]) -> str:
 
     def block(title: str, at: Sequence[float], chosen: Sequence[int], rows: dict[str, Sequence[float]]) -> None:
         lines.append("")
-        lines.append(f"{title:{width + 12}}" + "".join(f"{at[i]:8.3g}" for i in chosen))
+        lines.append(f"{title:{width + 15}}" + "".join(f"{at[i]:8.3g}" for i in chosen))
         for name, values in rows.items():
-            lines.append(f"{name:{width + 12}}" + "".join(f"{values[i]:8.3f}" for i in chosen))
+            lines.append(f"{name:{width + 15}}" + "".join(f"{_figure(name, values[i]):>8}" for i in chosen))
 
     rows = {network["name"]: network["equivariance"] for network in facts["networks"]}
     shifts = facts["at"]["equivariance"]
     block("equivariance, pixels", shifts, sorted({*range(5), *shifts[8::8], shifts[-1]}), rows)
     for move, unit in MOVES.items():
         rows = {
-            f"{network['name']}: {key}": values
-            for network in facts["networks"]
-            for key, values in network[move].items()
+            _row(network["name"], key): values for network in facts["networks"] for key, values in network[move].items()
         }
         at = facts["at"][move]
         block(f"{move}, {unit}", at, range(0, len(at), math.ceil(len(at) / 9)), rows)
-    lines += ["", f"{'mean of all moves':{width + 12}}" + "".join(f"{kind:>14}" for kind in ("equivariance", *MOVES))]
+    lines += ["", f"{'mean of all moves':{width + 15}}" + "".join(f"{kind:>14}" for kind in ("equivariance", *MOVES))]
     for network in facts["networks"]:
         means = network["means"]
         for key in means["shift"]:
+            row = _row(network["name"], key)
             equivariance = f"{means['equivariance']:14.3f}" if key == "similarity" else " " * 14
-            values = "".join(f"{means[move][key]:14.3f}" for move in MOVES)
-            lines.append(f"{network['name'] + ': ' + key:{width + 12}}{equivariance}{values}")
+            values = "".join(f"{_figure(row, means[move][key]):>14}" for move in MOVES)
+            lines.append(f"{row:{width + 15}}{equivariance}{values}")
     return "\n".join(lines)
+
+
+def _row(network: str, key: str) -> str:
+    return f"{network}: {key}" + (", %" if key in ("agreement", "accuracy") else "")
+
+
+def _figure(row: str, value: float) -> str:
+    return f"{100 * value:.2f}" if row.endswith(", %") else f"{value:.3f}"
 
 
 def draw(facts: dict[str, Any], path: PathLike) -> None:
