@@ -84,7 +84,7 @@ def read_text(path: PathLike, limit: int) -> str:
             content = stream.read(limit + 1)
         if len(content) > limit:
             raise UserError(f"it is longer than {limit:,} bytes")
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")  # some editors put a byte-order mark in front
     except OSError as error:
         raise UserError(error.strerror or str(error)) from error
     except UnicodeDecodeError as error:

@@ -14,9 +14,9 @@ import mmap
 import multiprocessing
 import os
 import signal
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -230,11 +230,12 @@ class _Worker:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)  # until the child ignores them
         try:
             self.process.start()
-        finally:
+            theirs.close()
+            # Should nobody call `stop`, the end of the program does, before multiprocessing waits for its children:
+            # for one that hears no signal, that would be for ever.
+            self.stop = Finalize(self, _stop, (self.process, self.connection), exitpriority=0)
+        finally:  # Ctrl-C arrives here
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
-        # Should nobody call `stop`, the end of the program does; waiting for a stuck worker would be for ever.
-        self.stop = weakref.finalize(self, _stop, self.process, self.connection)
 
     def start(self, slot: int, indices: np.ndarray) -> None:
         """Have the samples at ``indices`` made."""
@@ -298,7 +299,12 @@ def _stop(process: Any, connection: Connection) -> None:
 
 
 def _death(exitcode: int) -> str:
-    return f"signal {signal.Signals(-exitcode).name}" if exitcode < 0 else f"exit code {exitcode}"
+    if exitcode >= 0:
+        return f"exit code {exitcode}"
+    try:
+        return f"signal {signal.Signals(-exitcode).name}"
+    except ValueError:  # one of the real-time signals, most of which have no name
+        return f"signal {-exitcode}"
 
 
 class TrainBatches:

@@ -43,8 +43,14 @@ class Folder:
         Raises:
             UserError: a folder cannot be read.
         """
-        start = len(os.path.join(self.root, ""))
-        return sorted(path[start:].replace(os.sep, "/") for path in _files(str(self.root), frozenset(), Counter()))
+        start, lost = len(os.path.join(self.root, "")), []
+        found = _files(str(self.root), frozenset(), Counter(), lost)
+        names = sorted(path[start:].replace(os.sep, "/") for path in found)
+        if lost:
+            logger.warning(
+                "%s: %d links lead nowhere, such as %s, and are left out", self.root, len(lost), shown(lost[0][start:])
+            )
+        return names
 
     def find(self, name: str) -> Optional[str]:
         """Return the name of an existing file, or None.
@@ -71,8 +77,13 @@ class Folder:
         return Path(path)
 
 
-def _files(folder: str, above: frozenset[str], seen: Counter[str]) -> Iterator[str]:
-    """Yield the files below ``folder``; ``above`` are the real paths of the folders it lies in, ``seen`` all before."""
+def _files(folder: str, above: frozenset[str], seen: Counter[str], lost: list[str]) -> Iterator[str]:
+    """Yield the files below ``folder``, and add the links that lead nowhere to ``lost``.
+
+    Args:
+        above: the real paths of the folders that it lies in.
+        seen: how often each was gone into before.
+    """
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -86,9 +97,11 @@ def _files(folder: str, above: frozenset[str], seen: Counter[str]) -> Iterator[s
         raise UserError(f"cannot read {what}: {error.strerror or error}") from error
     for path, is_folder, is_file in entries:
         if is_folder:
-            yield from _files(path, above | {real}, seen)
+            yield from _files(path, above | {real}, seen, lost)
         elif is_file:
             yield path
+        elif os.path.islink(path):
+            lost.append(path)
 
 
 class Tar:

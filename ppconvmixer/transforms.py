@@ -30,10 +30,11 @@ def decode(data: bytes, backend: str = "pil") -> Picture:
     """Decode a picture of any kind to RGB as Pillow's ``convert("RGB")`` does, which is what timm evaluates.
 
     Grey becomes three equal channels, CMYK and palettes are converted, transparency is dropped and
-    EXIF orientation is ignored. Grey of 16 bits is divided by 257 and rounded (Pillow would cut it off
-    at 255, which makes most of the picture white). With the backend "cv2", whole grey and colour JPEGs are decoded by
-    OpenCV; everything else, and any JPEG that does not end as it should, is Pillow's work, so that
-    both backends accept and refuse the same files.
+    EXIF orientation is ignored. Grey of 16 bits (and of 12 in TIFF) is scaled to 8 and rounded; Pillow
+    would cut it off at 255, which makes most of the picture white. With the backend "cv2", whole grey and
+    colour JPEGs are decoded by OpenCV; everything else, and any JPEG that does not end as it should, is
+    Pillow's work, so that both backends accept and refuse the same files, but for a few that are damaged
+    in their middle.
 
     Raises:
         UserError: not a picture of ``KINDS``, a damaged one, one of more than ``MAX_PIXELS``, or one of
@@ -70,8 +71,12 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
         raise UserError(f"its grey levels are of 32 bits (mode {image.mode}); convert it to 8 or 16 bits")
     if not sixteen:
         return image
-    levels = np.asarray(image).astype(np.uint32)
-    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    levels, most = np.asarray(image).astype(np.uint32), 65535
+    if image.format == "TIFF":  # of 12 bits, perhaps, or with 0 for white; Pillow leaves both to us
+        bits, photometric = image.tag_v2.get(258, (16,))[0], image.tag_v2.get(262)
+        most = (1 << bits) - 1
+        levels = most - levels if photometric == 0 else levels
+    return Image.fromarray(((255 * levels + most // 2) // most).astype(np.uint8))
 
 
 def _reason(error: Exception) -> str:

@@ -318,7 +318,7 @@ def test_class_names_from_a_file(tmp_path):
         datasets.read_classes(tmp_path / "c.txt")
 
 
-def test_folders_that_are_links_are_gone_into_once(tmp_path):
+def test_folders_that_are_links_are_gone_into_once(tmp_path, caplog):
     for name in ("pictures/cat/a.png", "elsewhere/b.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"")
@@ -326,6 +326,7 @@ def test_folders_that_are_links_are_gone_into_once(tmp_path):
     (tmp_path / "pictures/cat/up").symlink_to(tmp_path / "pictures")
     (tmp_path / "pictures/gone.png").symlink_to(tmp_path / "nothing")
     assert sources.Folder(tmp_path / "pictures").names() == ["cat/a.png", "dog/b.png"]
+    assert "1 links lead nowhere, such as 'gone.png', and are left out" in caplog.text
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from ppconvmixer import UserError, datasets, loader, sources, transforms, zoo
 from ppconvmixer.augment import Augment
@@ -190,8 +191,9 @@ def test_a_worker_that_hangs_is_an_error_with_the_picture(pictures, monkeypatch,
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "signal SIGKILL"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "signal SIGSEGV"),
         (lambda: os._exit(3), "exit code 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 1), "signal 35"),
     ],
-    ids=["killed", "crashed", "gone"],
+    ids=["killed", "crashed", "gone", "by a signal without a name"],
 )
 @pytest.mark.parametrize("index", [0, 7, 23])
 def test_a_worker_that_dies_is_an_error_with_the_picture(pictures, index, deed, how):
@@ -279,3 +281,18 @@ def test_workers_that_cannot_start_are_one_line(pictures, monkeypatch):
         UserError, match="cannot start 2 data workers: .*Cannot allocate memory; use fewer, or a smaller"
     ):
         drawn(pictures, 2)
+
+
+def test_a_program_may_end_in_the_middle_of_a_pass():
+    """Also one whose first finalizer is older than multiprocessing's: that then waits for the workers first."""
+    code = """
+import tempfile
+folder = tempfile.TemporaryDirectory()
+from ppconvmixer import datasets, loader, transforms, zoo
+made = loader.batches(loader.Samples(datasets.digits(), transforms.eval_transform(zoo.CIFAR10)), range(600), 16, 2)
+next(made)
+raise RuntimeError("boom")
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1 and done.stderr.strip().endswith("RuntimeError: boom")

@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -193,3 +194,21 @@ def test_settings_that_make_no_sense(wrong):
 def test_unknown_backend():
     with pytest.raises(UserError, match="did you mean pil"):
         transforms.eval_crop(SPEC, "pill")
+
+
+def test_grey_tiff_of_12_bits():
+    """Written by hand, as Pillow writes no 12 bits: a strip of two pixels, whose levels fill three bytes."""
+    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
+    strip = bytes([0x80, 0x0F, 0xFF])  # 0x800 and 0xFFF
+    table = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    content = struct.pack("<2sHI", b"II", 42, 12) + strip + b"\0" + struct.pack("<H", len(entries)) + table + bytes(4)
+    assert np.asarray(transforms.decode(content))[0, :, 0].tolist() == [128, 255]
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_grey_tiff_of_16_bits_may_have_0_for_white(photometric):
+    levels = np.array([[0, 1000, 65535]], np.uint16)
+    stream = io.BytesIO()
+    Image.fromarray(levels).save(stream, "TIFF", tiffinfo={262: photometric})
+    grey = np.asarray(transforms.decode(stream.getvalue()))[0, :, 0]
+    assert grey.tolist() == ([0, 4, 255] if photometric else [255, 251, 0])
