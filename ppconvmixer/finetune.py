@@ -161,7 +161,7 @@ def _prepare(recipe: Recipe, train: Pictures, saved: Optional[run_state.Saved]) 
 
     mixing = Mixing(recipe.augment, num_classes, settings.label_smoothing) if recipe.augment.mixes else None
     data = phases.create(recipe, samples, mixing)
-    _check_reach(recipe, len(train), sum(data.counts))
+    _check_reach(recipe, len(train), min(map(len, data.batches)), sum(data.counts))
     amp = _amp(settings.amp)
     paddle.seed(settings.seed)
     network = _network(recipe, train.classes, num_classes, filled=saved is None)
@@ -329,8 +329,8 @@ def count_classes(train: Pictures) -> int:
     return len(train.classes) if train.classes else int(train.labels.max()) + 1
 
 
-def _check_reach(recipe: Recipe, pictures: int, steps: int) -> None:
-    """Say which settings come to less than they name in a run of so few pictures or steps."""
+def _check_reach(recipe: Recipe, pictures: int, batches: int, steps: int) -> None:
+    """Say which settings come to less than they name with so few pictures, batches an epoch, or steps in the run."""
     ema, reached = recipe.train.ema, ema_decay(1.0, steps)
     if ema and ema > reached:
         logger.warning(
@@ -340,6 +340,13 @@ def _check_reach(recipe: Recipe, pictures: int, steps: int) -> None:
     batch = max(phase.batch_size for phase in recipe.phases())
     if batch > pictures:
         logger.warning("a batch of %d is of the %d training pictures there are; take a smaller one", batch, pictures)
+    if recipe.train.accumulate > batches:
+        logger.warning(
+            "train.accumulate is %d, but an epoch has %d batches, and a step ends with it; take a smaller one",
+            *(recipe.train.accumulate, batches),
+        )
+    if recipe.schedule.name == "onecycle" and steps == 1:
+        logger.warning("the only step of this run is the last of onecycle, at a rate of 0; take smaller batches")
 
 
 def _check_numbers(recipe: Recipe, train: Pictures) -> None:

@@ -23,7 +23,7 @@ from . import distributed, run_state, zoo
 from . import recipe as recipes
 from .datasets import Pictures
 from .errors import UserError
-from .files import sha256, table_path, write_text
+from .files import read_text, sha256, table_path, write_text
 from .recipe import Recipe
 from .run_state import Saved
 
@@ -63,27 +63,44 @@ def check_free(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     """Find out that a run may begin in ``folder``.
 
     Raises:
-        UserError: there is one, and ``overwrite`` is not given, or ``recipe`` begins with weights of it.
+        UserError: there is one, and ``overwrite`` is not given, or files of the user would be replaced: one that
+            ``recipe`` names, or a recipe that no run wrote.
     """
     present = {path.resolve() for path in _present(folder)}
     if present and not overwrite:
         raise UserError(
             f"{folder} already holds a run; choose another --output, go on with --resume or replace it with --overwrite"
         )
-    given = {"model.weights": recipe.model.weights, "distill.weights": recipe.distill and recipe.distill.weights}
-    for key, weights in given.items():
-        if weights and Path(weights).resolve() in present:
-            raise UserError(f"{key} {weights} is of the run that would be replaced; choose another --output")
+    named = {"model.weights": recipe.model.weights, "distill.weights": recipe.distill and recipe.distill.weights}
+    named |= {"data.train": recipe.data.train, "data.val": recipe.data.val}
+    for key, path in named.items():
+        if path and Path(path).resolve() in present:
+            raise UserError(f"{key} {path} is of the run that would be replaced; choose another --output")
+    if present and _is_by_hand(folder):
+        raise UserError(
+            f"{folder / 'recipe.yaml'} was written by no run, and would be replaced; choose another --output"
+        )
 
 
 def _present(folder: Path) -> list[Path]:
     return [folder / name for name in RUN_FILES if (folder / name).exists()] + run_state.files(folder)
 
 
+def _is_by_hand(folder: Path) -> bool:
+    """Tell whether the recipe in ``folder`` is the user's own: no run goes with it, and it is not as one writes it."""
+    path = folder / "recipe.yaml"
+    if not path.exists() or (folder / "environment.json").exists():
+        return False
+    try:
+        return recipes.load(str(path)).to_yaml() != read_text(path, recipes.MAX_BYTES)
+    except UserError:
+        return True
+
+
 def clear(folder: Path) -> None:
     """Remove the run in ``folder``."""
     for path in _present(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def describe(folder: Path, recipe: Recipe, pictures: str) -> None:

@@ -209,9 +209,12 @@ def restore(saved: Saved, model: Trainer) -> RunState:
             model._scaler = paddle.amp.GradScaler()
             model._scaler.load_state_dict({**saved.scaler, "scale": [saved.scaler["scale"]]})
     except (AssertionError, KeyError, TypeError, ValueError) as error:  # the first is Paddle's
-        raise UserError(
-            f"{saved.path} does not fit this recipe ({said(error)}); start again with --overwrite"
-        ) from error
+        mixed = any(key.startswith("master/") for key in saved.arrays)
+        if mixed and not getattr(model._optimizer, "_multi_precision", False):
+            remedy = "it was saved with train.amp O2, so go on with that, on a GPU"
+        else:
+            remedy = "start again with --overwrite"
+        raise UserError(f"{saved.path} does not fit this recipe ({said(error)}); {remedy}") from error
     return state
 
 

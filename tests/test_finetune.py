@@ -83,6 +83,49 @@ def test_overwrite_replaces_the_run_and_nothing_else(class_folders, tmp_path):
     assert len(checkpoint.read(tmp_path / "best.pdparams")) == 56
 
 
+@pytest.mark.parametrize("how", ["overwrite", "resume"])
+def test_a_recipe_and_a_table_of_the_user_are_not_replaced(how, class_folders, tmp_path):
+    ours, mine = small(class_folders, "train.epochs=1"), tmp_path / "recipe.yaml"
+    mine.write_text("# by hand\n" + ours.to_yaml())
+    with pytest.raises(UserError, match="recipe.yaml was written by no run, and would be replaced; choose another"):
+        finetune.finetune(ours, tmp_path, **{how: True})
+    assert mine.read_text().startswith("# by hand")
+    table = tmp_path / "pictures.csv"
+    table.write_text("path,label\n" + "".join(f"cat/cat {i}.png,cat\nowl/owl {i}.png,owl\n" for i in range(4)))
+    data = {
+        "dataset": "csv",
+        "path": str(class_folders / "train"),
+        "train": str(table),
+        "val_fraction": 0.5,
+        "workers": 0,
+    }
+    other = recipe.from_dict({**ours.to_dict(), "data": data})
+    mine.write_text(other.to_yaml())  # as a run that was killed at once leaves it
+    with pytest.raises(UserError, match=r"pictures\.csv"):
+        finetune.finetune(other, tmp_path, **{how: True})
+    assert table.read_text().startswith("path,label")
+    table.unlink()
+    mine.write_text(ours.to_yaml())
+    finetune.finetune(ours, tmp_path, **{how: True})
+    assert (tmp_path / "best.pdparams").exists()
+
+
+def test_curves_on_another_disk_are_left_there(class_folders, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "curves").mkdir()
+    (tmp_path / "run/visualdl").symlink_to(tmp_path / "curves")
+    finetune.finetune(small(class_folders, "train.epochs=1"), tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "run/visualdl").is_symlink() and (tmp_path / "curves").is_dir()
+
+
+def test_settings_that_reach_further_than_the_run_are_told(class_folders, tmp_path, caplog):
+    overrides = ["train.epochs=1", "train.accumulate=50", "schedule.name=onecycle", "schedule.warmup_epochs=0"]
+    with caplog.at_level("WARNING", logger="ppconvmixer"):
+        finetune.finetune(small(class_folders, *overrides), tmp_path / "run")
+    assert "train.accumulate is 50, but an epoch has" in caplog.text
+    assert "the only step of this run is the last of onecycle" in caplog.text
+
+
 def test_what_cannot_begin_costs_nothing_of_the_run_before(finished, class_folders, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
