@@ -646,7 +646,8 @@ def _report(options: argparse.Namespace) -> None:
     write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     deployment_page.write(report, folder)
     for form in report["forms"]:
-        say(f"{form['form']:30} {100 * form['top1']:6.2f} %  {form['images_per_second'] or 0:8.1f} img/s")
+        speed = form["images_per_second"]  # None where it is not timed
+        say(f"{form['form']:30} {100 * form['top1']:6.2f} %  {'-' if speed is None else f'{speed:.1f}':>8} img/s")
     say(f"{folder / 'report.html'}")
 
 

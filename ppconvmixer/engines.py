@@ -61,10 +61,18 @@ class Inference:
     name = "inference"
 
     def __init__(self, program: Path, num_classes: int):
+        import paddle
         from paddle import inference
 
+        weights = program.with_suffix(".pdiparams")
+        if not weights.is_file():  # without it, Paddle 3 computes with whatever is in the memory
+            raise UserError(f"there is no file {weights}, which holds the weights of {program}; the two go together")
+        if program.suffix == ".json" and paddle.__version__.startswith("2."):  # which would crash
+            raise UserError(
+                f"{program} is of Paddle 3, and this is {paddle.__version__}; export the network anew with it"
+            )
         self.num_classes = num_classes
-        config = inference.Config(str(program), str(program.with_suffix(".pdiparams")))
+        config = inference.Config(str(program), str(weights))
         config.disable_gpu()
         config.enable_mkldnn()
         config.set_cpu_math_library_num_threads(threads())

@@ -225,6 +225,16 @@ def test_a_graph_that_does_not_compute_what_its_card_says(change, message, tmp_p
     assert message in failure(capsys, "predict", "--model", path, picture)
 
 
+def test_a_program_without_its_weights_is_refused(tmp_path, tiny_weights, capsys):
+    program, picture = tmp_path / f"a{OWN}", tmp_path / "a.png"
+    assert run("export", "--weights", tiny_weights, "--format", "paddle", program) == 0
+    Image.new("RGB", (32, 32)).save(picture)
+    assert run("predict", "--model", program, picture) == 0
+    capsys.readouterr()
+    program.with_suffix(".pdiparams").unlink()
+    assert "a.pdiparams, which holds the weights of" in failure(capsys, "predict", "--model", program, picture)
+
+
 def test_photographs_are_pictures_of_the_size():
     found = export.photographs(zoo.CIFAR10, 5)
     assert found.shape == (5, 3, 32, 32) and found.dtype == np.float32
