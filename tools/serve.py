@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # a clone works before it is installed
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # in place of this folder, whose inspect.py hides Python's own
 
 from ppconvmixer.cli import main  # noqa: E402
 
