@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from . import distributed, figures, layouts, views, zoo
+from . import distributed, figures, layouts, run_folder, views, zoo
 from .datasets import PICTURE_SUFFIXES
 from .engines import ENGINES
-from .errors import UserError, printable, unreadable
+from .errors import UserError, brief, printable, unreadable
 from .exported import Exported, is_graph
 from .trained import Trained
 
@@ -81,8 +81,8 @@ def share(text: str) -> float:
 
 
 def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"want a whole number, got {text!r}")
+    if not text.isdecimal() or len(text) > 12:
+        raise argparse.ArgumentTypeError(f"want a whole number of at most 12 digits, got {brief(repr(text))}")
     return int(text)
 
 
@@ -159,6 +159,8 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> No
             raise UserError(f"{output} is an input of this command; write to another file")
         if path.exists() and path.suffix.lower() in PICTURE_SUFFIXES and not folders.isdisjoint(path.parents):
             raise UserError(f"{output} may be a picture that this command reads; write to another file")
+        if run_folder.holds(path):
+            raise UserError(f"{output} is of the training run in {path.parent}; write to another file")
         taken[str(path)] = output
         folder = next((parent for parent in path.parents if parent.exists()), path)
         other = path.exists() and not path.is_file()  # a folder, or a device, which a file would take the place of

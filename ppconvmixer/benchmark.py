@@ -54,7 +54,7 @@ class Timing:
     Args:
         images_per_second: the median over the rounds; ``low`` and ``high`` are the slowest and the fastest.
         rounds: how many there were.
-        peak_mb: most memory the process had at once while it computed, in MiB.
+        peak_mb: most memory the process had at once while it computed, in MiB; None where the system does not tell.
         difference: largest difference of its result to the first contender's, over the largest value there.
     """
 
@@ -63,7 +63,7 @@ class Timing:
     low: float
     high: float
     rounds: int
-    peak_mb: float
+    peak_mb: Optional[float]
     difference: float
 
 
@@ -191,7 +191,7 @@ class _Runner:
         theirs.close()
         self.samples: list[float] = []
         """Seconds a step, one number a round."""
-        self.steps, self.peak = 1, 0.0
+        self.steps, self.peak = 1, None
         self.result = self._receive()
 
     def sample(self, seconds: float) -> None:
@@ -285,11 +285,11 @@ def _forget_peak() -> None:
         pass
 
 
-def _peak_mb() -> float:
+def _peak_mb() -> Optional[float]:
     try:
         return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
     except (OSError, TypeError):
-        return float("nan")
+        return None
 
 
 # --- the whole ----------------------------------------------------------------------------------------

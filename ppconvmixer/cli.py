@@ -9,7 +9,6 @@ import errno
 import io
 import json
 import logging
-import math
 import os
 import shlex
 import signal
@@ -306,9 +305,6 @@ def _eval(options: argparse.Namespace) -> None:
     metrics = found.metrics()
     if distributed.RANK:
         return
-    if not math.isfinite(metrics["loss"]):
-        name = pictures.names[next(i for i, loss in zip(found.indices, found.losses) if not math.isfinite(loss))]
-        raise UserError(f"{network.path} gives what is no number for {brief(name)}; take another checkpoint")
     weights = {"path": str(network.path), "sha256": digest}
     if is_graph(options.model):  # a program may be the same for any weights, which have a file of their own
         weights["checkpoint"] = network.checkpoint
@@ -415,7 +411,7 @@ def _finetune(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from .evaluate import check_sizes, see, top_k
+    from .evaluate import check_sizes, no_number, see, top_k
     from .transforms import decode, eval_transform
 
     network = open_network(options)
@@ -441,6 +437,8 @@ def _predict(options: argparse.Namespace) -> None:
             broken.append(f"{path}: {getattr(error, 'strerror', None) or error}")
             continue
         classes, probabilities = top_k(see(engine, images, seen))
+        if not np.isfinite(probabilities).all():
+            raise no_number(path)
         say(path)
         for number, probability in zip(classes[0], probabilities[0]):
             print(f"  {100 * probability:6.2f} %  {network.classes[number] if network.classes else f'class {number}'}")

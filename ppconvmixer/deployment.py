@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
@@ -114,7 +113,7 @@ def measure(material: Material, folder: Path, rounds: int = 5) -> list[dict[str,
                 figures["latency_ms"] = timing and 1000 / timing.images_per_second
             else:
                 figures["images_per_second"] = timing and timing.images_per_second
-                figures["peak_mb"] = timing.peak_mb if timing and math.isfinite(timing.peak_mb) else None
+                figures["peak_mb"] = timing and timing.peak_mb
     return judged
 
 

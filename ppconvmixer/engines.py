@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -285,7 +286,16 @@ def _installed(package: str) -> bool:
 def _package(name: str) -> Any:
     if not (_installed(name) and _installed("onnx")):
         raise UserError(f"the engine {name} needs two packages; pip install {name} onnx, or take --engine auto")
+    send_no_statistics()
     return importlib.import_module(name)
+
+
+def send_no_statistics() -> None:
+    """Keep OpenVINO and NNCF, once imported, from telling their makers of their use and from writing to ``~/intel``.
+
+    They do without the package that would, and have no setting for it but a file in the user's home.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # whoever imports it is told that it is missing
 
 
 def _cached(model: ConvMixer, kind: str, save: Callable[[ConvMixer, Path], None]) -> Path:

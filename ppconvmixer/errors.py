@@ -23,6 +23,10 @@ class UserError(ValueError):
         super().__init__("\n".join(printable(line) for line in message.split("\n")))
 
 
+class UnreadablePictures(UserError):
+    """Pictures that cannot be read; what was made of the others is as good as before."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for ``name``, which is no ``kind`` we know, with the nearest known names."""
     known = sorted(known)
@@ -46,7 +50,7 @@ def shown(value: object) -> str:
         return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
 
 
-def unreadable(lines: Sequence[str], total: int) -> UserError:
+def unreadable(lines: Sequence[str], total: int) -> UnreadablePictures:
     """Return the error that names all pictures that cannot be read: on one line a single one, below it more.
 
     Args:
@@ -55,8 +59,8 @@ def unreadable(lines: Sequence[str], total: int) -> UserError:
     """
     told = f"{len(lines)} of {total} pictures cannot be read"
     if len(lines) == 1:
-        return UserError(f"{told}: {lines[0]}; mend it or take it out")
-    return UserError("\n".join([f"{told}; mend them or take them out:", *(f"  {line}" for line in lines)]))
+        return UnreadablePictures(f"{told}: {lines[0]}; mend it or take it out")
+    return UnreadablePictures("\n".join([f"{told}; mend them or take them out:", *(f"  {line}" for line in lines)]))
 
 
 def said(error: BaseException) -> str:

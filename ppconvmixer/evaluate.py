@@ -10,7 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from . import distributed
-from .errors import UserError, said
+from .errors import UserError, brief, said
 from .loader import Samples, batches, broken
 from .progress import Progress
 from .views import View
@@ -87,7 +87,7 @@ def evaluate(
 
     Raises:
         UserError: a label the engine has no class for; a size the engine does not take; broken pictures,
-            all of them named, without ``skip_broken``; nothing left to evaluate.
+            all of them named, without ``skip_broken``; nothing left to evaluate; a loss that is no number.
     """
     samples.pictures.check_labels(engine.num_classes)
     views = views or [View(samples.size)]
@@ -120,10 +120,18 @@ def evaluate(
     columns = [np.concatenate(column) for column in zip(*parts)]
     place = np.argsort(columns[0])
     indices, labels, classes, probabilities, losses, logits = (column[place] for column in columns)
+    bad = indices[~np.isfinite(losses)]
+    if len(bad):
+        raise no_number(samples.pictures.names[bad[0]])
     return Evaluation(
         *(indices, labels, classes, probabilities, losses, logits if keep_logits else None),
         *(tuple(skipped), max(seconds for _, _, seconds in gathered)),
     )
+
+
+def no_number(picture: str) -> UserError:
+    """Return the error for a network that gives something else than numbers for ``picture``."""
+    return UserError(f"the network gives what is no number for {brief(picture)}; take another checkpoint")
 
 
 def see(engine: Any, images: Mapping[int, np.ndarray], views: Sequence[View]) -> np.ndarray:
@@ -172,6 +180,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.exp(_log_softmax(logits))
 
 
+@np.errstate(invalid="ignore")
 def _score(logits: np.ndarray, labels: np.ndarray, keep_logits: bool) -> Sequence[np.ndarray]:
     labels = labels.reshape(len(labels), -1)
     right = np.take_along_axis(_log_softmax(logits), labels, axis=1)
@@ -180,6 +189,7 @@ def _score(logits: np.ndarray, labels: np.ndarray, keep_logits: bool) -> Sequenc
     return (*top_k(logits), losses, logits if keep_logits else np.empty((len(logits), 0), np.float32))
 
 
+@np.errstate(invalid="ignore")  # of what is no number, which the callers look for
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from . import __version__, exported
-from .engines import Dygraph, OnnxRuntime, runners, to_static
+from .engines import Dygraph, OnnxRuntime, runners, send_no_statistics, to_static
 from .errors import UserError
 from .evaluate import softmax
 from .exported import Exported
@@ -252,6 +252,7 @@ def _onnx(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str
 
 
 def _openvino(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: str, pictures: Any) -> None:
+    send_no_statistics()
     try:
         import openvino
     except ImportError as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import card, zoo
 from .datasets import read_classes
-from .engines import GRAPHS, Inference, open_graph
+from .engines import GRAPHS, Inference, open_graph, send_no_statistics
 from .errors import UserError, said
 from .files import PathLike, read_text
 from .onnx_file import METADATA
@@ -59,15 +59,21 @@ class Exported:
         engine = open_graph(name, self.path, self.num_classes)
         if self.pixels:
             engine = _OfPixels(engine, self.input)
-        blank = np.zeros((1, 3, self.input.size, self.input.size), np.float32)
-        try:
-            classes = engine(blank).shape[-1]
-        except Exception as error:  # each engine has exceptions of its own
-            raise UserError(
-                f"{self.path} does not take pictures of {self.input.size} pixels, as its card says: {said(error)}"
-            ) from error
-        if classes != self.num_classes:
-            raise UserError(f"{self.path} tells {classes} classes apart, and its card {self.num_classes}")
+        for count in (1, 2):
+            blank = np.zeros((count, 3, self.input.size, self.input.size), np.float32)
+            try:
+                found = engine(blank)
+            except Exception as error:  # each engine has exceptions of its own
+                raise UserError(
+                    f"{self.path} does not take {count} pictures of {self.input.size} pixels, as its card says: "
+                    f"{said(error)}"
+                ) from error
+            wanted = np.dtype(np.float32), (count, self.num_classes)
+            if (found.dtype, found.shape) != wanted:
+                raise UserError(
+                    f"{self.path} makes {found.dtype} {list(found.shape)} of {count} pictures, where its card says "
+                    f"{wanted[0]} {list(wanted[1])}; export the network anew"
+                )
         return engine
 
 
@@ -107,6 +113,7 @@ def _text(path: Path) -> str:
             model = onnx.load(path, load_external_data=False)
             found = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA)
         else:
+            send_no_statistics()
             import openvino
 
             model = openvino.Core().read_model(path)

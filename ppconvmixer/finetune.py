@@ -17,7 +17,7 @@ import numpy as np
 from . import card, datasets, distributed, phases, run_folder, run_state, sources, zoo
 from . import recipe as recipes
 from .datasets import Pictures
-from .errors import UserError, brief
+from .errors import UnreadablePictures, UserError, brief
 from .files import sha256, write_text
 from .loader import Kept, Samples, evenly
 from .losses import create_loss
@@ -29,6 +29,7 @@ from .transforms import eval_transform, to_pixels, train_transform
 
 logger = logging.getLogger("ppconvmixer")
 
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 MAX_CLASSES = 1 << 16  # beyond, and beyond the number of pictures, numbers are names, such as those of WordNet
 
 
@@ -47,7 +48,9 @@ def open_data(recipe: Recipe) -> tuple[Pictures, Pictures]:
 
     def part(name: Optional[str], classes: Optional[tuple[str, ...]] = None) -> Pictures:
         if data.dataset == "folder":
-            return datasets.from_folders(source, name or "", classes)
+            found = datasets.from_folders(source, name or "", classes)
+            _check_parts(found.classes, data.path)
+            return found
         return datasets.from_csv(source, name, classes) if data.dataset == "csv" else datasets.from_list(source, name)
 
     train = part(data.train)
@@ -91,7 +94,8 @@ def finetune(
         )
     _check_numbers(recipe, train)
     val.check_labels(num_classes)
-    logger.info("%d pictures to train on, %d to evaluate on, %d classes", len(train), len(val), num_classes)
+    names = f": {brief(', '.join(train.classes))}" if train.classes else ""
+    logger.info("%d pictures to train on, %d to evaluate on, %d classes%s", len(train), len(val), num_classes, names)
     pictures = run_folder.listing(train, val)
     teacher = run_folder.teacher(recipe)
     with contextlib.ExitStack() as block:
@@ -235,7 +239,9 @@ def _train(
     if left > 0:
         try:
             model.fit(data, epochs=left, callbacks=steps, verbose=0, shuffle=False)
-        except Stopped:
+        except (Stopped, UnreadablePictures) as end:
+            if distributed.WORLD > 1 and not isinstance(end, Stopped):  # the others know nothing of it
+                raise
             save.save()
             report.write()
             logger.info("saved in %s after %d steps; add --resume to the command to go on", folder, state.steps)
@@ -365,6 +371,18 @@ def _check_numbers(recipe: Recipe, train: Pictures) -> None:
         name = f" ({train.classes[without]})" if train.classes else ""
         logger.warning(
             "%d of %d classes have no training picture, such as %d%s", count - len(found), count, without, name
+        )
+
+
+def _check_parts(classes: tuple[str, ...], path: str) -> None:
+    """Refuse to take the folders of the parts of a data set for those of classes."""
+    parts = [name for name in classes if name.lower() in _PARTS]
+    if len(parts) == len(classes) > 1:
+        train = next((name for name in parts if name.lower().startswith("train")), parts[0])
+        val = next((name for name in parts if name.lower().startswith("val")), next(p for p in parts if p != train))
+        raise UserError(
+            f"the folders {', '.join(parts)} of {path} are parts of a data set and no classes; "
+            f"set data.train={train} data.val={val} data.val_fraction=null"
         )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, Optional
 
@@ -411,8 +412,8 @@ def _limit(options: argparse.Namespace) -> Any:
         return Limit("macs", options.limit_macs)
     if options.limit_ms is None:
         return Limit("latency_ms" if options.rounds else "macs")
-    if not options.limit_ms > 0:
-        raise UserError(f"--limit-ms is {options.limit_ms}; want more than 0")
+    if not 0 < options.limit_ms < math.inf:
+        raise UserError(f"--limit-ms is {options.limit_ms}; want a number above 0")
     if not options.rounds:
         raise UserError("--limit-ms needs measured times; give --rounds 1 or more")
     return Limit("latency_ms", options.limit_ms)

@@ -88,9 +88,10 @@ def _table(task: str, comparisons: Sequence[dict[str, Any]], macs: Optional[floa
     ]
     for c in comparisons:
         for t in sorted(c["results"], key=lambda t: -t["images_per_second"]):
+            peak = "-" if t["peak_mb"] is None else f"{t['peak_mb']:.0f} MiB"
             lines.append(
                 f"| {_what(c)} | {t['contender']} | {t['images_per_second']:.4g} | "
-                f"{t['low']:.4g} to {t['high']:.4g} | {t['peak_mb']:.0f} MiB |"
+                f"{t['low']:.4g} to {t['high']:.4g} | {peak} |"
             )
     return lines
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import signal_stack
+from .engines import send_no_statistics
 from .errors import UserError, said
 
 AGREEMENT = 0.98  # of the most likely classes with float32, at least
@@ -41,6 +42,7 @@ def quantize(graph: Any, images: np.ndarray, open_graph: Open, depthwise: Sequen
     Raises:
         UserError: NNCF is missing, or cannot do it.
     """
+    send_no_statistics()
     try:
         import nncf
     except ImportError as error:

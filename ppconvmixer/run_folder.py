@@ -97,6 +97,12 @@ def _is_by_hand(folder: Path) -> bool:
         return True
 
 
+def holds(path: Path) -> bool:
+    """Tell whether ``path`` is a file that a run in its folder wrote."""
+    folder = path.parent
+    return path in _present(folder) and all((folder / name).is_file() for name in ("recipe.yaml", "environment.json"))
+
+
 def clear(folder: Path) -> None:
     """Remove the run in ``folder``."""
     for path in _present(folder):

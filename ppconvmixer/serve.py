@@ -7,7 +7,7 @@ import numpy as np
 
 from . import __version__
 from .errors import UserError
-from .evaluate import top_k
+from .evaluate import no_number, top_k
 from .transforms import decode, eval_transform
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
 
     ``GET /health`` answers with model, engine and version. ``POST /predict`` takes the bytes of a picture and answers
     with the five most likely classes; 400 means that it is no picture, 408 that it took too long to arrive, 413 that it
-    is too long, 503 that too many wait.
+    is too long, 500 that the network gives no numbers for it, 503 that too many wait.
 
     Raises:
         UserError: FastAPI is missing, or as ``network.engine``.
@@ -57,6 +57,8 @@ def create_app(network: "Union[Trained, Exported]", engine: str = "auto", backen
         except UserError as error:
             raise Refusal(400, str(error)) from error
         (classes,), (probabilities,) = top_k(runner(image[np.newaxis]))
+        if not np.isfinite(probabilities).all():
+            raise Refusal(500, str(no_number("this picture")))
         names = [network.classes[i] if network.classes else f"class {i}" for i in classes]
         found = zip(classes, names, probabilities)
         return [{"class": int(i), "name": name, "probability": float(p)} for i, name, p in found]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # Paddle takes a second to import; `ppconvmixer --help` and `
 
 logger = logging.getLogger("ppconvmixer")
 
+MAX_COLOUR = 1e6  # where colours lie in [0, 1]; far beyond, float32 has no numbers for the input
 MAX_SIDE = 4096  # pixels of an input; a card from a stranger must not ask for a picture that fills the memory
 ABSURD = 1e6  # trained weights stay below some hundreds; beyond this, squares leave float16 and float32 loses units
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -50,8 +51,8 @@ class InputSpec:
                 object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
             sizes = type(self.size) is int and self.size > 0 and 0 < self.crop_pct <= 1
             sizes = sizes and self.size / self.crop_pct <= MAX_SIDE
-            colours = len(self.mean) == len(self.std) == 3 and min(self.std) > 0
-            colours = colours and all(map(math.isfinite, self.mean + self.std))
+            colours = len(self.mean) == len(self.std) == 3 and min(self.std) >= 1 / MAX_COLOUR
+            colours = colours and all(abs(value) <= MAX_COLOUR for value in self.mean + self.std)
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"the input makes no sense: {said(error)}") from error
         if self.interpolation not in INTERPOLATIONS:
@@ -62,7 +63,10 @@ class InputSpec:
                 f"and at most {MAX_SIDE} pixels of size / crop_pct"
             )
         if not colours:
-            raise UserError("mean and std of the input want three numbers each, std above 0")
+            raise UserError(
+                f"mean and std of the input want three numbers each, none beyond {MAX_COLOUR:g}, "
+                f"std from {1 / MAX_COLOUR:g} on"
+            )
 
 
 IMAGENET = InputSpec(224, 0.96, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

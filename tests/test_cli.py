@@ -280,6 +280,10 @@ def test_a_network_without_numbers_has_no_accuracy(tmp_path, tiny_weights, class
     )
     assert "gives what is no number for cat/cat 0.png" in failure(capsys, *arguments, "--data", class_folders / "val")
     assert not (tmp_path / "r.json").exists()
+    picture = class_folders / "val/cat/cat 0.png"
+    said = failure(capsys, "predict", "--model", "convmixer_tiny", "--weights", tmp_path / "w.pdparams", picture)
+    assert said.splitlines()[-1].startswith("ppconvmixer: error: the network gives what is no number for")
+    assert "Warning" not in said
 
 
 def test_no_output_replaces_the_data(tmp_path, tiny_weights, class_folders, capsys):
@@ -309,6 +313,18 @@ def test_outputs_take_the_place_of_nothing_else(tmp_path, tiny_weights, class_fo
     (tmp_path / "round").symlink_to(tmp_path / "round")
     assert "which is a link" in failure(capsys, *arguments, "--output", tmp_path / "round")
     assert (tmp_path / "round").is_symlink()
+
+
+def test_no_output_replaces_what_a_training_run_wrote(tmp_path, tiny_weights, class_folders, capsys):
+    arguments = ("eval", "--weights", tiny_weights, "--data", class_folders / "val")
+    for name in ("recipe.yaml", "environment.json", "result.json", "log.txt"):
+        (tmp_path / name).write_text("of the run")
+    for flag, name in (("--output", "result.json"), ("--predictions", "log.txt")):
+        assert f"{name} is of the training run in" in failure(capsys, *arguments, flag, tmp_path / name)
+        assert (tmp_path / name).read_text() == "of the run"
+    assert run(*arguments, "--output", tmp_path / "eval.json") == 0
+    (tmp_path / "recipe.yaml").unlink()  # now the folder is none of a run
+    assert run(*arguments, "--output", tmp_path / "result.json") == 0
 
 
 def test_names_that_are_not_utf8_go_through(tmp_path, tiny_weights, class_folders, capsysbinary):

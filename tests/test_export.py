@@ -2,11 +2,14 @@
 
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import paddle
 import pytest
-from conftest import random_state, refused, run
+from conftest import ROOT, random_state, refused, run
 from PIL import Image
 
 from ppconvmixer import card, checkpoint, engines, export, onnx_file, zoo
@@ -211,8 +214,11 @@ def test_files_that_are_no_export(tmp_path, tiny_weights, class_folders, capsys)
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"facts": {"classes": 4, "pixels": False}}, "tells 3 classes apart, and its card 4"),
-        ({"facts": {"classes": 3, "pixels": True}}, "does not take pictures of 32 pixels"),
+        (
+            {"facts": {"classes": 4, "pixels": False}},
+            "makes float32 [1, 3] of 1 pictures, where its card says float32 [1, 4]",
+        ),
+        ({"facts": {"classes": 3, "pixels": True}}, "does not take 1 pictures of 32 pixels"),
     ],
 )
 def test_a_graph_that_does_not_compute_what_its_card_says(change, message, tmp_path, tiny_weights, capsys):
@@ -223,6 +229,38 @@ def test_a_graph_that_does_not_compute_what_its_card_says(change, message, tmp_p
     path.write_bytes(onnx_file.to_onnx(Trained(tiny_weights).create(), card=text))
     Image.new("RGB", (32, 32)).save(picture)
     assert message in failure(capsys, "predict", "--model", path, picture)
+
+
+def test_a_graph_for_one_picture_alone_or_of_other_numbers_is_refused(tmp_path, tiny_weights, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    assert run("export", "--weights", tiny_weights, "--format", "onnx", tmp_path / "a.onnx") == 0
+    capsys.readouterr()
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    fixed = onnx.load(tmp_path / "a.onnx")
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(fixed, tmp_path / "fixed.onnx")
+    half = onnx.load(tmp_path / "a.onnx")
+    (output,) = half.graph.output
+    half.graph.node.append(onnx.helper.make_node("Cast", [output.name], ["as half"], to=onnx.TensorProto.FLOAT16))
+    output.name, output.type.tensor_type.elem_type = "as half", onnx.TensorProto.FLOAT16
+    onnx.save(half, tmp_path / "half.onnx")
+    for name, message in (("fixed", "does not take 2 pictures of 32 pixels"), ("half", "makes float16 [1, 3] of 1")):
+        said = failure(capsys, "predict", "--model", tmp_path / f"{name}.onnx", tmp_path / "a.png")
+        assert message in said and len(said.splitlines()) == 1
+
+
+def test_openvino_tells_nobody_of_its_use(tmp_path, tiny_weights):
+    pytest.importorskip("openvino")
+    arguments = ["export", "--weights", str(tiny_weights), "--format", "openvino", str(tmp_path / "a.xml")]
+    script = (
+        f"import sys; from ppconvmixer import cli; assert cli.main({arguments!r}) == 0\n"
+        "import openvino.tools.ovc.telemetry_utils as used; print(used.tm.__name__)"
+    )
+    settings = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=settings, check=True)
+    assert done.stdout.splitlines()[-1] == "openvino.tools.ovc.telemetry_stub"
+    assert not (tmp_path / "intel").exists()
 
 
 def test_a_program_without_its_weights_is_refused(tmp_path, tiny_weights, capsys):

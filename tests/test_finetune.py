@@ -467,6 +467,29 @@ def test_contact_sheet(class_folders):
     assert (sheet[3 * 32 :] == 255).all()  # 24 pictures fill three rows
 
 
+def test_the_parts_of_a_data_set_are_no_classes(class_folders):
+    told = (
+        "the folders train, val of .* are parts of a data set .* set data.train=train data.val=val data.val_fraction=n"
+    )
+    with pytest.raises(UserError, match=told):
+        finetune.open_data(small(class_folders, "data.train=null", "data.val=null", "data.val_fraction=0.2"))
+
+
+def test_a_broken_picture_costs_nothing_of_the_epoch(class_folders, tmp_path, caplog):
+    shutil.copytree(class_folders, tmp_path / "data")
+    broken = tmp_path / "data/val/dog/dog 1.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:100])
+    settings = small(tmp_path / "data", "train.epochs=1")
+    with caplog.at_level("INFO"), pytest.raises(UserError, match="1 of 12 pictures cannot be read: val/dog/dog 1.png"):
+        finetune.finetune(settings, tmp_path / "run")
+    assert "after 3 steps; add --resume to the command to go on" in caplog.text
+    broken.write_bytes(whole)
+    found = finetune.finetune(settings, tmp_path / "run", resume=True)
+    other = finetune.finetune(settings, tmp_path / "unbroken")
+    assert found["loss"] == other["loss"] and found["samples"] == 12
+
+
 def test_pictures_of_one_class_are_refused(class_folders, tmp_path):
     """As where data.path is one folder too high: everything in train is of the class "train"."""
     (tmp_path / "pictures").mkdir()

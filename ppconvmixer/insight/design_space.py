@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -142,7 +141,7 @@ def measure(candidates: Mapping[str, Variant], rounds: int) -> dict[str, dict[st
                 costs["fastest_ms"], costs["slowest_ms"] = 1000 / timing.high, 1000 / timing.low
             else:
                 costs["images_per_second"] = timing.images_per_second
-                costs["peak_mb"] = None if math.isnan(timing.peak_mb) else timing.peak_mb
+                costs["peak_mb"] = timing.peak_mb
     if any(costs["slowest_ms"] > BUSY * costs["fastest_ms"] for costs in found.values()):
         logger.warning("the times differ much between rounds: the machine is busy; measure again when it is not")
     return found
