@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from . import distributed, figures, layouts, run_folder, views, zoo
+from . import distributed, figures, layouts, views, zoo
 from .datasets import PICTURE_SUFFIXES
 from .engines import ENGINES
 from .errors import UserError, brief, printable, unreadable
@@ -75,7 +75,7 @@ def share(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < 1:
+    if not 1e-9 <= number <= 1 - 1e-9:
         raise argparse.ArgumentTypeError(f"want a number between 0 and 1, got {text!r}")
     return number
 
@@ -103,6 +103,11 @@ def open_network(options: argparse.Namespace) -> Union[Trained, Exported]:
 def open_checkpoint(options: argparse.Namespace) -> Trained:
     if not options.weights:
         raise UserError("--weights is missing: a checkpoint, or 'pretrained' (see ppconvmixer models --pretrained)")
+    if zoo.is_tag(options.weights):  # before a download, not after it
+        for name in ("data", "list", "calibrate", "classes", "labels_file"):
+            path = getattr(options, name, None)
+            if path and not os.path.exists(path):
+                raise UserError(f"there is nothing at {path}; see --{name.replace('_', '-')}")
     return Trained(options.weights, options.model, options.classes)
 
 
@@ -149,6 +154,8 @@ def named_data(options: argparse.Namespace) -> list[Optional[str]]:
 
 def check_outputs(outputs: Sequence[str], inputs: Sequence[Optional[str]]) -> None:
     """Find out before the work, not after it, that a result cannot be written or would replace an input."""
+    from . import run_folder
+
     taken = {os.path.realpath(path): path for path in inputs if path}
     folders = {Path(path) for path in taken if os.path.isdir(path)}
     for output in outputs:

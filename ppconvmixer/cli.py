@@ -52,8 +52,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = _parser().parse_args(arguments)
     options.spelled = printable(shlex.join(["ppconvmixer", *arguments]))
     _configure_output()
+    for stream in (sys.stdout, sys.stderr):  # of an old terminal, say, that shows no Chinese names
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         options.run(options)
+        sys.stdout.flush()
         return 0
     except UserError as error:
         print(f"ppconvmixer: error: {error}", file=sys.stderr)
@@ -71,13 +75,22 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print("ppconvmixer: stopped", file=sys.stderr)
         return 128 + getattr(stop, "signal", signal.SIGINT)
     except BrokenPipeError:  # `ppconvmixer models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 0
     except OSError as error:
+        if error.errno == errno.ENOSPC and not error.filename:  # `ppconvmixer models > file`
+            _forget_output()
+            print(f"ppconvmixer: error: cannot print: {error.strerror}", file=sys.stderr)
+            return 2
         if error.errno not in _BAD_PATHS or not error.filename:
             raise
         print(f"ppconvmixer: error: {brief(str(error.filename))}: {error.strerror}; give another path", file=sys.stderr)
         return 2
+
+
+def _forget_output() -> None:
+    """Send what is still to be printed nowhere; Python would try again at its end, and fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -455,11 +468,13 @@ def _convert(options: argparse.Namespace) -> None:
     if target.suffix not in frameworks:
         raise UserError(f"cannot write {target}: name a file ending in {' or '.join(frameworks)}")
     described = target.with_suffix(".json")
+    shared = os.path.realpath(described) == os.path.realpath(Path(options.source).with_suffix(".json"))
     check_outputs([options.target], [options.source, *_cards([options.source])])
+    if not shared:
+        check_outputs([str(described)], [options.source])
     if target.exists() and not options.overwrite:
         raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
     translation, found = zoo.translate(options.source), card.read(options.source)
-    shared = os.path.realpath(described) == os.path.realpath(Path(options.source).with_suffix(".json"))
     if described.exists() and not shared and (found == card.Card() or not options.overwrite):
         raise UserError(f"{described} would pass for the card of {target}; choose another name, or move it away")
     if translation.left_out:
@@ -600,7 +615,7 @@ def _report(options: argparse.Namespace) -> None:
     if not options.config and not options.calibrate:
         raise UserError("--calibrate is missing: pictures to fit on, other ones than those of --data (or -c, a recipe)")
     if options.calibrate and options.data:
-        fit, judge = Path(options.calibrate).resolve(), Path(options.data).resolve()
+        fit, judge = (Path(os.path.realpath(path)) for path in (options.calibrate, options.data))
         if fit == judge or fit in judge.parents or judge in fit.parents:
             raise UserError(
                 f"--calibrate holds pictures of --data, {options.data}; fit on others than those to judge by"

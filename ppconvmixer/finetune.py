@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import logging.handlers
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +127,8 @@ def finetune(
         distributed.gather(None)  # nobody goes on before the folder is ready
         write_log(folder / "log.txt")
         wish = block.enter_context(StopWish())
-        logger.info("curves: visualdl --logdir %s --port 8040   then open http://127.0.0.1:8040", folder / "visualdl")
+        curves = shlex.quote(str(folder / "visualdl"))
+        logger.info("curves: visualdl --logdir %s --port 8040   then open http://127.0.0.1:8040", curves)
         logger.info("the same pictures without a server, after every epoch: %s", folder / "report.html")
         facts = {
             "card": dataclasses.asdict(_card(recipe, train)),

@@ -98,11 +98,13 @@ def _add_features(aspects: Any) -> None:
     command.add_argument(
         "--blocks", type=int, nargs="+", metavar="N", help="these, from 0, or from -1 back (default: eight of them)"
     )
-    command.add_argument("--channels", type=natural, default=4, metavar="N", help="so many of each (default: 4)")
+    command.add_argument("--channels", type=natural, metavar="N", help="draw so many of each (default: 4)")
     _add_results(command, "features")
 
 
 def _features(options: argparse.Namespace) -> None:
+    if options.channels is not None and not options.output:
+        raise UserError("--channels has no effect without --output, for which they are drawn; give both or neither")
     network = open_checkpoint(options)
     check_picture(options.output, [str(network.path), options.image, options.classes])
     (picture,) = read_pictures([options.image])
@@ -115,7 +117,7 @@ def _features(options: argparse.Namespace) -> None:
     maps = features.look(network.create(), transform.finish(crop[None])[0], options.blocks)
     facts = features.describe(maps)
     if options.output:
-        features.draw(crop, maps, options.output, options.channels)
+        features.draw(crop, maps, options.output, 4 if options.channels is None else options.channels)
     say(json.dumps({"model": network.name, "blocks": facts}) if options.json else features.table(facts))
 
 
@@ -186,6 +188,10 @@ def _complexity(options: argparse.Namespace) -> None:
     if left_out:
         logger.warning("left out, as Paddle lacks them and other sizes are published: %s", ", ".join(left_out))
     found = [networks.find(name, options.size) for name in chosen]
+    if one and found[0].create is None and (options.by_layer or options.batch_size):
+        raise UserError(
+            f"Paddle has no {found[0].name}, and only its totals are published; leave --by-layer and --batch-size out"
+        )
     if options.scale:
         facts, table, draw = scaling.describe(found[0], options.scale), scaling.table, scaling.draw
     elif options.separable:
@@ -324,13 +330,13 @@ def _add_design_space(aspects: Any) -> None:
     command = add_command(
         aspects, _design_space, "design-space", "compare networks: what they cost here, and how accurate they become"
     )
-    for name, what, default in (
-        ("dim", "widths of a grid of candidates", []),
-        ("depth", "their depths", []),
-        ("kernel", "their kernel sizes (default: 5)", [5]),
-        ("patch", "their patch sizes (default: 2)", [2]),
+    for name, what in (
+        ("dim", "widths of a grid of candidates"),
+        ("depth", "their depths"),
+        ("kernel", "their kernel sizes (default: 5)"),
+        ("patch", "their patch sizes (default: 2)"),
     ):
-        command.add_argument(f"--{name}", type=positive, nargs="+", default=default, metavar="N", help=what)
+        command.add_argument(f"--{name}", type=positive, nargs="+", default=[], metavar="N", help=what)
     command.add_argument(
         "--network", nargs="+", default=[], metavar="NAME",
         help="more candidates: models of the zoo, or shapes spelled out, such as convmixer_192_8_ks5_p2",
@@ -372,6 +378,8 @@ def _design_space(options: argparse.Namespace) -> None:
 
     if bool(options.dim) != bool(options.depth) or not (options.dim or options.network):
         raise UserError("a grid of candidates needs --dim and --depth; single ones are named with --network")
+    if not options.dim and (options.kernel or options.patch):
+        raise UserError("--kernel and --patch are of a grid of candidates, which needs --dim and --depth")
     if not options.config and (options.budget or options.override):
         raise UserError("--budget and -o need a recipe to train by; give one with -c")
     for name, usual in _TRAINING.items():
@@ -394,7 +402,8 @@ def _design_space(options: argparse.Namespace) -> None:
         if options.budget:
             trials, share = Trials(recipe, data, Path(options.runs)), options.tolerance / 100
             tournament = space.Tournament(trials, options.budget, options.eta, options.finalists, share)
-    names = [*space.grid(options.dim, options.depth, options.kernel, options.patch), *options.network]
+    grid = space.grid(options.dim, options.depth, options.kernel or [5], options.patch or [2])
+    names = [*grid, *options.network]
     candidates = space.shapes(names, spec, classes)
     facts = space.describe(candidates, _limit(options), options.rounds, tournament)
     if options.output:

@@ -33,6 +33,44 @@ def test_models(capsys):
     assert "no model matches" in failure(capsys, "models", "vit*")
 
 
+def test_output_that_cannot_be_shown_or_written(tmp_path):
+    command = [sys.executable, "-m", "ppconvmixer", "models", "*tiny"]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "PPCONVMIXER_HOME": str(tmp_path / "\u732b")}
+    ascii_only = {**settings, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=ascii_only, check=True)
+    assert done.stdout.splitlines()[-1].endswith("\\u732b")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=settings)
+        assert (done.returncode, done.stderr) == (2, "ppconvmixer: error: cannot print: No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)  # nobody reads
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=settings)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_not_there_is_said_before_a_download(tmp_path, capsys):
+    for flag in ("--data", "--list", "--classes"):
+        said = failure(capsys, "eval", "--model", "convmixer_768_32", "--weights", "pretrained", flag, tmp_path / "x")
+        assert said == f"ppconvmixer: error: there is nothing at {tmp_path / 'x'}; see {flag}"
+
+
+def test_runs_side_by_side(tmp_path):
+    command = [sys.executable, ROOT / "tools/compare.py", tmp_path]
+    (tmp_path / "recipe.yaml").write_text(recipe.load("digits").to_yaml())
+    for text, code, message in (
+        (None, 2, "is no finished run: No such file or directory"),
+        ("{", 2, "result.json is not what a training run writes"),
+        ('{"top1": 1}', 2, "result.json is not what a training run writes"),
+        ('{"model": "m", "top1": 0.5, "training_seconds": 3, "epochs": 1}', 0, "50.00 %"),
+    ):
+        if text:
+            (tmp_path / "result.json").write_text(text)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == code and message in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
 def evaluate(tmp_path, tiny_weights, class_folders, *more):
     return run(
         "eval", "--weights", tiny_weights, "--data", class_folders / "val", "--output", tmp_path / "result.json", *more
@@ -182,6 +220,9 @@ def test_mistakes_of_convert(tmp_path, tiny_weights, capsys):
     (tmp_path / "x.pdparams").write_text("mine")
     assert "exists" in failure(capsys, "convert", tiny_weights, tmp_path / "x.pdparams")
     assert (tmp_path / "x.pdparams").read_text() == "mine"
+    (tmp_path / "z.json").mkdir()
+    said = failure(capsys, "convert", tiny_weights, tmp_path / "z.pdparams", "--overwrite")
+    assert "cannot write" in said and not (tmp_path / "z.pdparams").exists()
     wrong = failure(capsys, "convert", tiny_weights, tmp_path / "y.pdparams", "--model", "convmixer_256_8")
     assert "the model is ConvMixer-256/8" in wrong and not (tmp_path / "y.pdparams").exists()
     assert "--layout" in failure(capsys, "convert", tiny_weights, tmp_path / "y.pdparams", "--layout", "keras")

@@ -301,6 +301,8 @@ def test_all_are_compared_at_another_size_but_those_known_at_one_alone(capsys, m
             ["convnext_tiny", "--size", "384"],
             "Paddle has no convnext_tiny, and its figures are published at 224 pixels only",
         ),
+        (["convnext_tiny", "--by-layer"], "Paddle has no convnext_tiny, and only its totals are published"),
+        (["convnext_tiny", "--batch-size", "2"], "leave --by-layer and --batch-size out"),
         (["convnext_tiny", "--output", "x.png"], "there are no layers of convnext_tiny to draw"),
         (["convmixer_9999_999_ks99_p99"], "parameters and .* MACs at 224 pixels; name a smaller one"),
         (["convmixer_768_32", "--size", "6"], "takes no pictures of 6 pixels; its patches have 7"),

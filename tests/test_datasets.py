@@ -234,7 +234,11 @@ def test_cifar10_as_jpegs_in_folders(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "expected.jpg", quality=75)
     np.testing.assert_array_equal(np.asarray(again), np.asarray(Image.open(tmp_path / "expected.jpg")))
     refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2 and "File exists" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "name a folder that is not there yet" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
 
 
 def test_cifar10_as_python_2_pickled_it(tmp_path):

@@ -83,6 +83,10 @@ def test_times_are_kept_for_the_same_candidates(tmp_path, speeds):
     design_space.measure_once(candidates, 3, path)
     design_space.measure_once(design_space.shapes(NAMES[:2], zoo.CIFAR10, 10), 3, path)
     assert len(speeds) == 3
+    path.write_text('{"rent": 700}')
+    with pytest.raises(UserError, match=r"costs\.json is none of this command's files; move it away"):
+        design_space.measure_once(candidates, 5, path)
+    assert path.read_text() == '{"rent": 700}'
     path.write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*costs\.json: .*; remove it"):
         design_space.measure_once(candidates, 5, path)
@@ -194,7 +198,9 @@ def test_a_network_whose_loss_is_no_number_is_out(recipe, tmp_path, monkeypatch,
         ((*GRID, "--eta", 2), "--eta has no effect without --budget"),
         ((*GRID, "-c", "digits", "--finalists", 3), "--finalists has no effect without --budget"),
         ((*GRID, "--runs", "runs/design-space"), "--runs has no effect without --budget"),
-        ((*GRID, "--limit-ms", 0), "--limit-ms is 0.0; want more than 0"),
+        ((*GRID, "--limit-ms", 0), "--limit-ms is 0.0; want a number above 0"),
+        ((*GRID, "--limit-ms", "inf"), "--limit-ms is inf; want a number above 0"),
+        (("--network", "convmixer_tiny", "--kernel", 5), "--kernel and --patch are of a grid of candidates"),
         ((*GRID, "--limit-ms", 1, "--rounds", 0), "--limit-ms needs measured times"),
         ((*GRID, "--limit-parameters", 10), "the least, convmixer_8_1_ks5_p4, has 810 parameters"),
         ((*GRID, "--size", 7), "convmixer_8_1_ks5_p8 cuts patches of 8 pixels, and the pictures have 7"),

@@ -221,3 +221,4 @@ def test_mistakes_are_named(tiny_weights, tmp_path, capsys):
     said = refused(capsys, *command, tmp_path / "a.png", "--output", tmp_path / "a.png")
     assert "is an input of this command" in said
     assert "name a file ending in" in refused(capsys, *command, tmp_path / "a.png", "--output", tmp_path / "x.gif")
+    assert "--channels has no effect without --output" in refused(capsys, *command, tmp_path / "a.png", "--channels", 2)

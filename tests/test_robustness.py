@@ -144,6 +144,9 @@ def test_a_resnet_of_paddle_with_and_without_weights(tmp_path):
     paddle.save(ConvMixer(4, 1).state_dict(), str(tmp_path / "mixer.pdparams"))
     with pytest.raises(UserError, match="mixer.pdparams is not a resnet18 as Paddle saves it"):
         robustness.of_paddle("resnet18", IMAGES, tmp_path / "mixer.pdparams")
+    paddle.save({"fc.bias": paddle.to_tensor(1.0)}, str(tmp_path / "scalar.pdparams"))
+    with pytest.raises(UserError, match="scalar.pdparams is not a resnet18 as Paddle saves it"):
+        robustness.of_paddle("resnet18", IMAGES, tmp_path / "scalar.pdparams")
     with pytest.raises(UserError, match="unknown network to compare with 'resnet19'; did you mean resnet18"):
         robustness.of_paddle("resnet19", IMAGES)
     drawn = robustness.of_paddle("resnet18", IMAGES)

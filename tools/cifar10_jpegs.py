@@ -19,6 +19,7 @@ from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from ppconvmixer import UserError, datasets, sources  # noqa: E402
+from ppconvmixer.arguments import positive  # noqa: E402
 
 QUALITY = 75  # of the JPEGs: what Pillow takes where nothing is said
 
@@ -28,15 +29,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the pictures of CIFAR-10 as JPEGs.")
     parser.add_argument("source", help="cifar-10-python.tar.gz, or the folder it unpacks to")
     parser.add_argument("target", type=Path, help="a folder that is not there yet")
-    parser.add_argument("--each", type=int, metavar="N", help="write the first N of every class (default: all)")
+    parser.add_argument("--each", type=positive, metavar="N", help="write the first N of every class (default: all)")
     options = parser.parse_args()
+    if options.target.exists():
+        parser.error(f"{options.target} exists; name a folder that is not there yet")
     try:
         parts = {split: datasets.cifar10(sources.open_source(options.source), split) for split in ("train", "test")}
-        options.target.mkdir(parents=True)
-    except (UserError, OSError) as error:
+        for split, pictures in parts.items():
+            _write(pictures, options.target / split, options.each)
+    except UserError as error:
         parser.error(str(error))
-    for split, pictures in parts.items():
-        _write(pictures, options.target / split, options.each)
+    except OSError as error:
+        parser.error(f"cannot write to {options.target}, which is not whole: {error.strerror or error}")
 
 
 def _write(pictures: datasets.Pictures, folder: Path, each: Optional[int]) -> None:

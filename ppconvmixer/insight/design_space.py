@@ -160,8 +160,10 @@ def measure_once(candidates: Mapping[str, Variant], rounds: int, path: Path) -> 
         **{"rounds": rounds, "processor": processor.name(), "threads": threads(), "ppconvmixer": __version__},
     }
     circumstances = json.loads(json.dumps(circumstances))  # as they come out of a file: tuples are lists
-    before = read_figures(path) if path.exists() else {}
-    if "costs" in before and before.get("circumstances") == circumstances:
+    before = read_figures(path) if path.exists() else {"circumstances": None, "costs": {}}
+    if before.keys() != {"circumstances", "costs"}:
+        raise UserError(f"{path} is none of this command's files; move it away, or take another folder with --runs")
+    if before.get("circumstances") == circumstances:
         logger.info("speeds are those in %s; remove the file to measure them again", path)
         return before["costs"]
     costs = measure(candidates, rounds)

@@ -125,7 +125,7 @@ def _field(model: nn.Layer) -> tuple[int, int]:
 def _filled(make: Callable[..., nn.Layer], name: str, weights: PathLike) -> nn.Layer:
     state = checkpoint.read(weights)
     bias = state.get("fc.bias")
-    model = make(num_classes=len(bias)) if bias is not None else make()
+    model = make(num_classes=bias.size) if bias is not None else make()
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     if {key: tuple(value.shape) for key, value in state.items()} != wanted:
         raise UserError(f"{weights} is not a {name} as Paddle saves it")
