@@ -18,7 +18,7 @@ from .trained import Trained
 
 def add_command(commands: Any, run: Any, name: str, summary: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, parser=command)
     return command
 
 
@@ -103,6 +103,10 @@ def open_network(options: argparse.Namespace) -> Union[Trained, Exported]:
 def open_checkpoint(options: argparse.Namespace) -> Trained:
     if not options.weights:
         raise UserError("--weights is missing: a checkpoint, or 'pretrained' (see ppconvmixer models --pretrained)")
+    if os.path.isdir(options.weights):
+        raise UserError(f"{options.weights} is a folder; give a checkpoint in it, such as the best.pdparams of a run")
+    if is_graph(options.weights):
+        raise UserError(f"{options.weights} is an exported network; eval, predict and serve take it as --model")
     if zoo.is_tag(options.weights):  # before a download, not after it
         for name in ("data", "list", "calibrate", "classes", "labels_file"):
             path = getattr(options, name, None)

@@ -49,7 +49,9 @@ _BAD_PATHS = (errno.ENAMETOOLONG, errno.EACCES)  # of such a path nobody can eve
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command and return its exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(arguments)
+    options, unknown_ones = _parser().parse_known_args(arguments)
+    if unknown_ones:  # told here, the help that is named is the command's
+        options.parser.error(f"unrecognized arguments: {' '.join(map(printable, unknown_ones))}")
     options.spelled = printable(shlex.join(["ppconvmixer", *arguments]))
     _configure_output()
     for stream in (sys.stdout, sys.stderr):  # of an old terminal, say, that shows no Chinese names

@@ -112,7 +112,7 @@ def from_csv(source: Source, csv_file: PathLike, classes: Optional[Sequence[str]
         for column in ("path", "label"):
             if columns.count(column) != 1:
                 how = "no column" if column not in columns else "two columns"
-                raise UserError(f"{csv_file} has {how} {column!r}; its first line must name the columns path and label")
+                raise UserError(f"{csv_file} has {how} {column!r}; its first line must name the columns: path,label")
         path, label = columns.index("path"), columns.index("label")
         for row in filter(None, table):
             if len(row) != len(columns):

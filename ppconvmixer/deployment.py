@@ -105,6 +105,7 @@ def measure(material: Material, folder: Path, rounds: int = 5) -> list[dict[str,
         )
     fast = [form for form in forms if form.kind != "sparse"]  # zeros are multiplied like any number
     for key, batch in (("latency", 1), ("throughput", 32)):
+        logger.info("timing %d forms in turn, %d rounds, batch %d", len(fast), rounds, batch)
         makes = {form.name: functools.partial(_step, form, batch) for form in fast}
         timings = {timing.contender: timing for timing in benchmark.race(makes, batch, rounds)}
         for figures in judged:

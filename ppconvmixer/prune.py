@@ -20,6 +20,7 @@ import numpy as np
 from . import card, checkpoint
 from .errors import UserError
 from .files import sha256
+from .progress import Progress
 
 if TYPE_CHECKING:
     import paddle
@@ -112,10 +113,12 @@ def narrow(model: ConvMixer, dim: int, images: np.ndarray) -> ConvMixer:
 def _choose(model: ConvMixer, dim: int, parts: list[np.ndarray]) -> list[np.ndarray]:
     """Return the channels of every map that are kept, sorted: of the stem's, of block 0's, ..., of the last block's."""
     covariances, maps = [], _maps(model, parts)
-    for block in model.blocks:
-        _advance(block[0], maps)
-        covariances.append(_covariance(map(_columns, maps)))
-        _advance(block[1:], maps)
+    with Progress(len(model.blocks), "look at channels", "block") as progress:
+        for block in model.blocks:
+            _advance(block[0], maps)
+            covariances.append(_covariance(map(_columns, maps)))
+            _advance(block[1:], maps)
+            progress.advance(1)
     covariances.append(_covariance(map(_means, maps)))
     products = [block[1].weight.numpy()[:, :, 0, 0] for block in model.blocks]
     kept = [_best(covariances[-1], model.head.weight.numpy().T if model.num_classes else np.eye(model.dim), dim)]
@@ -175,21 +178,23 @@ def _cut(model: ConvMixer, kept: list[np.ndarray]) -> ConvMixer:
 def _fit(model: ConvMixer, small: ConvMixer, kept: list[np.ndarray], parts: list[np.ndarray]) -> None:
     """Fit the products of ``small``, from the stem up, to what ``model`` computes."""
     theirs, ours = _maps(model, parts), _maps(small, parts)
-    for whole, block, channels in zip(model.blocks, small.blocks, kept[1:]):
+    with Progress(len(small.blocks), "fit the channels kept", "block") as progress:
+        for whole, block, channels in zip(model.blocks, small.blocks, kept[1:]):
 
-        def wanted(maps: list[paddle.Tensor], channels: np.ndarray = channels) -> Iterator[np.ndarray]:
-            return (_columns(each)[:, channels] for each in maps)
+            def wanted(maps: list[paddle.Tensor], channels: np.ndarray = channels) -> Iterator[np.ndarray]:
+                return (_columns(each)[:, channels] for each in maps)
 
-        _advance(whole[:2], theirs)
-        _advance(block[0], ours)
-        weights, bias = _regress(zip(map(_columns, ours), wanted(theirs)))
-        block[1].weight.set_value(weights.T[:, :, None, None].astype(np.float32))
-        block[1].bias.set_value(bias.astype(np.float32))
-        _advance(whole[2], theirs)
-        _advance(block[1:3], ours)
-        _follow(block[3], wanted(theirs), map(_columns, ours))
-        _advance(whole[3], theirs)
-        _advance(block[3], ours)
+            _advance(whole[:2], theirs)
+            _advance(block[0], ours)
+            weights, bias = _regress(zip(map(_columns, ours), wanted(theirs)))
+            block[1].weight.set_value(weights.T[:, :, None, None].astype(np.float32))
+            block[1].bias.set_value(bias.astype(np.float32))
+            _advance(whole[2], theirs)
+            _advance(block[1:3], ours)
+            _follow(block[3], wanted(theirs), map(_columns, ours))
+            _advance(whole[3], theirs)
+            _advance(block[3], ours)
+            progress.advance(1)
     if model.num_classes:
         head = model.head.weight.numpy(), model.head.bias.numpy()
         weights, bias = _regress((_means(y), _means(x) @ head[0] + head[1]) for x, y in zip(theirs, ours))

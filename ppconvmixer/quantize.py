@@ -20,6 +20,8 @@ from . import signal_stack
 from .engines import send_no_statistics
 from .errors import UserError, said
 
+logger = logging.getLogger("ppconvmixer")
+
 AGREEMENT = 0.98  # of the most likely classes with float32, at least
 MARGIN = 0.5  # of the loss that this allows: on pictures by which no range was found, more is lost
 BATCH = 4  # pictures at a time, and to measure speed on
@@ -48,6 +50,7 @@ def quantize(graph: Any, images: np.ndarray, open_graph: Open, depthwise: Sequen
     except ImportError as error:
         raise UserError("8 bits by the ranges of the maps need the package nncf; pip install nncf") from error
     nncf.set_log_level(logging.ERROR)
+    logger.info("bringing the graph to 8 bits by %d pictures, which may take minutes", len(images))
     usual = {"preset": nncf.QuantizationPreset.MIXED, "subset_size": len(images)}  # GELU's values are not symmetric
     wanted = most_likely(open_graph(graph), images)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
-import typing
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
-import yaml
-
+from . import strict_yaml
 from .augment import Augment
-from .errors import UserError, said, shown, unknown
+from .errors import UserError, shown, unknown
 from .files import PathLike, read_text, shipped
 from .mixing import PAIR
 from .zoo import MAX_SIDE, InputSpec, canonical, input_spec, is_tag, variant
@@ -343,8 +341,10 @@ class Recipe:
             key = f"finetune.unfreeze[{i}]"
             if not before[0] < epoch < epochs:
                 raise UserError(f"{key}.epoch is {epoch}; want rising whole numbers from 0 on, below {epochs}")
-            if blocks > depth or (blocks, stem) <= before[1:]:
-                raise UserError(f"{key} frees {blocks} blocks; want more every time, and at most {depth}")
+            if blocks > depth:
+                raise UserError(f"{key} frees {blocks} blocks, and {self.model.name} has {depth}")
+            if (blocks, stem) <= before[1:]:
+                raise UserError(f"{key} frees {blocks} blocks; want more than the step before it")
             if stem and blocks < depth:
                 raise UserError(f"{key}.stem needs all {depth} blocks freed; the stem comes last")
             before = epoch, blocks, stem
@@ -422,15 +422,15 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the complete recipe as JSON and YAML can write it."""
-        return _plain(self)
+        return strict_yaml.plain(self)
 
     def settings(self) -> dict[str, Any]:
         """Return every setting by its full key, such as ``optimizer.lr``."""
-        return _flat(self.to_dict())
+        return strict_yaml.flat(self.to_dict())
 
     def to_yaml(self) -> str:
         """Return the complete recipe as YAML, every key written out."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None)
+        return strict_yaml.dump(self.to_dict())
 
 
 def load(path: PathLike, overrides: Iterable[str] = ()) -> Recipe:
@@ -443,11 +443,11 @@ def load(path: PathLike, overrides: Iterable[str] = ()) -> Recipe:
     """
     file = _find(path)
     try:
-        tree = _yaml(read_text(file, MAX_BYTES))
+        tree = strict_yaml.load(read_text(file, MAX_BYTES))
     except UserError as error:
         raise UserError(f"cannot read the recipe {file}: {error}") from error
     try:
-        return _overridden(_mapping(tree, "the recipe"), overrides)
+        return _overridden(strict_yaml.mapping(tree, "the recipe"), overrides)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
@@ -458,7 +458,7 @@ def from_dict(tree: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: as ``load``.
     """
-    return _parse(Recipe, tree, "")
+    return strict_yaml.make(Recipe, tree)
 
 
 def from_yaml(text: str) -> Recipe:
@@ -467,7 +467,7 @@ def from_yaml(text: str) -> Recipe:
     Raises:
         UserError: as ``load``.
     """
-    return from_dict(_mapping(_yaml(text), "the recipe"))
+    return from_dict(strict_yaml.mapping(strict_yaml.load(text), "the recipe"))
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -502,39 +502,16 @@ def _find(path: PathLike) -> Path:
     raise UserError(f"there is no recipe {path}; give a YAML file, or one that comes with the package: {names}")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's plain values, without what lets a short text stand for a long one or for two at once."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise UserError(f"it uses the alias {shown(self.peek_event().anchor)}; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if isinstance(node, yaml.MappingNode) and len(mapping) != len(node.value):
-            (twice, _), *_ = collections.Counter(key.value for key, _ in node.value).most_common(1)
-            raise UserError(f"the key {shown(twice)} is given twice")
-        return mapping
-
-
-def _yaml(text: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a kind of SafeLoader)
-    except UserError:
-        raise
-    except Exception as error:  # not all of PyYAML's errors are YAMLErrors: dates and numbers raise what int() does
-        raise UserError(said(error)) from error
-
-
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"the override {override!r} is not of the form key.sub=value")
     try:
-        value = _yaml(text)
+        value = strict_yaml.load(text)
     except UserError as error:
         raise UserError(f"the value of {key} is no YAML: {shown(text)}") from error
+    if isinstance(value, str) and value.startswith("~/"):  # a shell does so only where a word begins with it
+        value = os.path.expanduser(value)
     *groups, name = key.split(".")
     for group in groups:
         if not isinstance(tree.get(group), dict):
@@ -543,71 +520,3 @@ def _override(tree: dict[str, Any], override: str) -> None:
             tree[group] = {}
         tree = tree[group]
     tree[name] = value
-
-
-def _parse(kind: type, tree: Mapping[str, Any], where: str) -> Any:
-    """Make the dataclass ``kind`` from a mapping, strictly."""
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in tree:
-        if key not in fields:
-            raise unknown("key", f"{where}{key}", [f"{where}{name}" for name in fields])
-    values = {}
-    for name, field in fields.items():
-        if name in tree:
-            values[name] = _value(hints[name], tree[name], f"{where}{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UserError(f"the key {where}{name} is missing")
-    return kind(**values)
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-    """Check ``value`` against the type the recipe declares, and convert what YAML leaves open."""
-    if typing.get_origin(hint) is Union:
-        if value is None:
-            return None
-        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return _parse(hint, _mapping(value, key), f"{key}.")
-    if typing.get_origin(hint) is dict:
-        return _mapping(value, key)
-    if typing.get_origin(hint) is tuple:
-        kinds = typing.get_args(hint)
-        if kinds[-1] is ... and isinstance(value, (list, tuple)):
-            return tuple(_value(kinds[0], v, f"{key}[{i}]") for i, v in enumerate(value))
-        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
-            count = "" if kinds[-1] is ... else f" of {len(kinds)} numbers"
-            raise UserError(f"{key} is {shown(value)}; want a list{count}")
-        return tuple(_value(kind, v, key) for kind, v in zip(kinds, value))
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            value = float(value)  # YAML 1.1 takes 1e-3 for text
-        except (ValueError, OverflowError):
-            pass
-    if type(value) is not hint or value != value or (hint is int and value.bit_length() > 63):
-        raise UserError(f"{key} is {shown(value)}; want {_WORDS[hint]}")
-    return value
-
-
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
-def _mapping(value: Any, key: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{key} is {shown(value)}; want keys and values")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Turn a dataclass into what YAML writes without tags."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _flat(tree: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {key: tree}
-    return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{key}.{name}" if key else name).items()}

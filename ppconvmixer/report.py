@@ -191,7 +191,7 @@ def _accuracies(cells: np.ndarray, names: dict[int, str]) -> str:
     order = np.argsort(shares, kind="stable")[:ROWS]
     lines = [
         f"<tr><td>{html.escape(names[label])}</td><td class='n'>{right[label]} of {pictures[label]}</td>"
-        f"<td class='n'>{100 * share:.1f} %</td>"
+        f"<td class='n'>{100 * share:.2f} %</td>"
         f"<td style='width:120px'><span class='bar' style='width:{round(120 * share)}px'></span></td></tr>"
         for label, share in zip(labels[order].tolist(), shares[order].tolist())
     ]

@@ -49,6 +49,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock")
         lock.acquire(timeout=_LOCK_SECONDS)
+    except FileExistsError as error:
+        raise UserError(f"{folder} is a file; name a folder for the run with --output") from error
     except filelock.Timeout as error:
         raise UserError(f"another process is training into {folder}; choose another --output") from error
     except (OSError, NotImplementedError) as error:  # the latter where the file system knows no locks

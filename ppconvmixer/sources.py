@@ -121,7 +121,8 @@ class Tar:
             with open(self.path, "rb") as stream:
                 self._index(stream)
         except Exception as error:  # tarfile and the decompressors fail in more ways than can be listed
-            raise UserError(f"cannot read the archive {self.path}: {said(error)}") from error
+            reason = said(error) if isinstance(error, UserError) else f"{said(error)}; want a tar archive or a folder"
+            raise UserError(f"cannot read the archive {self.path}: {reason}") from error
         self._by_file_name: dict[str, list[str]] = {}
         for name in [*self._spans, *self._content]:
             self._by_file_name.setdefault(name.rsplit("/", 1)[-1], []).append(name)

@@ -1,5 +1,6 @@
 """What several tests need: small files the tests make themselves, and the shared material where it is present."""
 
+import logging
 import os
 import sys
 import zlib  # noqa: F401  (before Paddle; see ppconvmixer/__init__.py)
@@ -34,6 +35,12 @@ def away_from_the_network(monkeypatch, tmp_path_factory):
     """No test downloads from, or looks into the cache of, the outside world."""
     monkeypatch.setenv("PPCONVMIXER_OFFLINE", "1")
     monkeypatch.setenv("PPCONVMIXER_HOME", str(tmp_path_factory.getbasetemp() / "empty cache"))
+
+
+@pytest.fixture(autouse=True)
+def messages_reach_caplog(monkeypatch):
+    """The command keeps them from other handlers, whatever ran before."""
+    monkeypatch.setattr(logging.getLogger("ppconvmixer"), "propagate", True)
 
 
 def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:

@@ -56,6 +56,21 @@ def test_what_is_not_there_is_said_before_a_download(tmp_path, capsys):
         assert said == f"ppconvmixer: error: there is nothing at {tmp_path / 'x'}; see {flag}"
 
 
+def test_what_was_meant_instead_is_said(tmp_path, tiny_weights, class_folders, capsys):
+    picture = class_folders / "val/cat/cat 0.png"
+    said = failure(capsys, "predict", "--wieghts", tiny_weights, picture)
+    assert said.startswith("ppconvmixer predict: error: unrecognized arguments: --wieghts")
+    assert said.endswith("see ppconvmixer predict --help")
+    said = failure(capsys, "predict", "--weights", tiny_weights.parent, picture)
+    assert "is a folder; give a checkpoint in it, such as the best.pdparams of a run" in said
+    (tmp_path / "a.onnx").write_text("")
+    said = failure(capsys, "predict", "--weights", tmp_path / "a.onnx", picture)
+    assert "is an exported network; eval, predict and serve take it as --model" in said
+    assert "; want a tar archive or a folder" in failure(capsys, "eval", "--weights", tiny_weights, "--data", picture)
+    said = failure(capsys, "finetune", "-c", "digits", "--output", tiny_weights)
+    assert said.endswith("is a file; name a folder for the run with --output")
+
+
 def test_runs_side_by_side(tmp_path):
     command = [sys.executable, ROOT / "tools/compare.py", tmp_path]
     (tmp_path / "recipe.yaml").write_text(recipe.load("digits").to_yaml())

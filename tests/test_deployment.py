@@ -1,7 +1,6 @@
 """The report on a checkpoint in many forms."""
 
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -113,7 +112,6 @@ def test_narrow_forms_have_whole_vectors_and_each_width_once(monkeypatch, tmp_pa
 
 def test_what_nothing_here_runs_is_left_out(tiny_weights, tmp_path, monkeypatch, caplog):
     pytest.importorskip("openvino")
-    monkeypatch.setattr(logging.getLogger("ppconvmixer"), "propagate", True)  # whatever ran before
     installed = engines._installed
     monkeypatch.setattr(engines, "_installed", lambda package: package != "onnxruntime" and installed(package))
     material = deployment.Material(Trained(tiny_weights), np.zeros((2, 3, 32, 32), np.float32), None)

@@ -514,7 +514,7 @@ def test_without_plain_training_pictures_a_small_gap_proves_nothing(tmp_path):
     told = evidence.evaluations
     sure = Evaluations(told.ends, told.loss, told.top1, told.train_loss, np.full(2, 0.99), told.best)
     found = diseases.overfitting(Evidence("x", evidence.gaps, recipe=evidence.recipe, evaluations=sure))
-    assert "50.0 % of the validation pictures are told right, 99.0 % of the training pictures" in found.evidence[0]
+    assert "50.00 % of the validation pictures are told right, 99.00 % of the training pictures" in found.evidence[0]
 
 
 def test_a_validation_loss_that_rises_is_overfitting():

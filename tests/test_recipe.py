@@ -35,6 +35,21 @@ def test_overrides():
     assert recipe.differences(recipe.load("digits"), changed)[-1] == "train.epochs: 10 -> 3"
 
 
+def test_a_path_in_the_home_folder_is_that_of_a_shell(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    pictures = recipe.load("small_dataset", ["data.path=~/pictures"])
+    assert pictures.data.path == "/home/ada/pictures"
+
+
+def test_where_a_recipe_is_no_yaml_is_said(tmp_path):
+    (tmp_path / "r.yaml").write_text("train:\n  epochs: [1, 2}\n")
+    with pytest.raises(UserError) as error:
+        recipe.load(tmp_path / "r.yaml")
+    assert str(error.value) == (
+        f"cannot read the recipe {tmp_path / 'r.yaml'}: line 2, column 16: expected ',' or ']', but got '}}'"
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -121,8 +136,8 @@ def test_every_mistake_is_named(override, message):
         ("{epoch: 10, blocks: 1}", r"unfreeze\[0\].epoch is 10; want rising whole numbers from 0 on, below 10"),
         ("{epoch: -1, blocks: 1}", "epoch is -1"),
         ("{epoch: 1, blocks: 2}, {epoch: 1, blocks: 3}", r"unfreeze\[1\].epoch is 1"),
-        ("{epoch: 1, blocks: 2}, {epoch: 2, blocks: 2}", "frees 2 blocks; want more every time, and at most 4"),
-        ("{epoch: 1, blocks: 5}", "frees 5 blocks"),
+        ("{epoch: 1, blocks: 2}, {epoch: 2, blocks: 2}", "frees 2 blocks; want more than the step before it"),
+        ("{epoch: 1, blocks: 5}", "frees 5 blocks, and convmixer_tiny has 4"),
         ("{epoch: 1, blocks: 0}", "frees 0 blocks"),
         ("{epoch: 1, blocks: 3, stem: true}", "stem needs all 4 blocks freed"),
         ("{epoch: 0, blocks: 4, stem: true}", "finetune.freeze has no effect, as all is freed from epoch 0 on"),

@@ -110,7 +110,7 @@ def test_the_page_shows_everything(whole, bad_folders):
 def test_the_figures_are_those_of_the_best_epoch(whole):
     folder, result = whole
     page = Page((folder / "report.html").read_text("utf-8"))
-    found = re.findall(r"(\d+) of 4(\d+\.\d) %", page.sections["classes"])
+    found = re.findall(r"(\d+) of 4(\d+\.\d\d) %", page.sections["classes"])
     assert len(found) == 3 and all(float(share) == 25 * int(right) for right, share in found)
     assert sum(int(right) for right, _ in found) == round(12 * result["top1"])
     records = Records(folder / "visualdl" / FILE).read()

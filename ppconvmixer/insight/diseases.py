@@ -245,8 +245,8 @@ def overfitting(run: Evidence) -> Optional[Finding]:
     sure = gap - 2 * _sampling_error(run)
     if sure >= GAP and sure >= GAP_SHARE * (1 - told.top1[told.best]):
         lines.append(
-            f"in epoch {told.best + 1}, {100 * told.top1[told.best]:.1f} % of the validation pictures are told right, "
-            f"{100 * train:.1f} % of the training pictures {_how(run)}"
+            f"in epoch {told.best + 1}, {100 * told.top1[told.best]:.2f} % of the validation pictures are told right, "
+            f"{100 * train:.2f} % of the training pictures {_how(run)}"
         )
     if not lines:
         _must_be_seen_plain(run)
@@ -271,8 +271,8 @@ def underfitting(run: Evidence) -> Optional[Finding]:
     if run.examination and statistics_off(run):
         raise NotJudged("see first: batch-norm statistics off")
     lines = [
-        f"in epoch {told.best + 1}, {100 * train:.1f} % of the training pictures are told right {_how(run)}, "
-        f"{100 * told.top1[told.best]:.1f} % of the validation pictures"
+        f"in epoch {told.best + 1}, {100 * train:.2f} % of the training pictures are told right {_how(run)}, "
+        f"{100 * told.top1[told.best]:.2f} % of the validation pictures"
     ]
     capacity, longer = remedies.capacity(run), remedies.longer(run)
     advice = (*capacity, *longer)
@@ -378,8 +378,8 @@ def statistics_off(run: Evidence) -> Optional[Finding]:
     worst = max(found.norms, key=off)
     ratio = float(np.median((worst.variance + 1e-5) / (worst.running_variance + 1e-5)))
     lines = (
-        f"{100 * found.remembered:.1f} % of {found.batch} training pictures are told right by the running statistics, "
-        f"{100 * found.own:.1f} % by those of the pictures themselves",
+        f"{100 * found.remembered:.2f} % of {found.batch} training pictures are told right by the running statistics, "
+        f"{100 * found.own:.2f} % by those of the pictures themselves",
         f"most off is {worst.name}: its mean by {off(worst):.2g} standard deviations (the median channel), "
         f"its variance is {ratio:.2g} times what is remembered",
     )
@@ -400,7 +400,7 @@ def label_noise(run: Evidence) -> Optional[Finding]:
     """Pictures whose given class the network speaks against while it is sure of another."""
     found = run.examination
     if found.top1 < 1 - UNFIT:
-        raise NotJudged(f"the network tells {100 * found.top1:.0f} % of the training pictures right; its word is weak")
+        raise NotJudged(f"the network tells {100 * found.top1:.2f} % of the training pictures right; its word is weak")
     places, others = suspects(found.labels, found.probabilities)
     share = len(places) / len(found.labels)
     if share < WRONG_LABELS:
@@ -471,8 +471,8 @@ def class_imbalance(run: Evidence) -> Optional[Finding]:
     if run.recalls is not None and np.isfinite(run.recalls[rare]).any():
         others = np.setdiff1d(np.arange(len(counts)), rare)
         lines.append(
-            f"of their validation pictures {100 * np.nanmean(run.recalls[rare]):.1f} % are told right in the mean, "
-            f"of the other classes {100 * np.nanmean(run.recalls[others]):.1f} %"
+            f"of their validation pictures {100 * np.nanmean(run.recalls[rare]):.2f} % are told right in the mean, "
+            f"of the other classes {100 * np.nanmean(run.recalls[others]):.2f} %"
         )
     advice = [
         Advice("name the pictures of rare classes several times in a table (data.dataset=csv), or collect more"),
