@@ -17,7 +17,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     # The recipes and the small checkpoints stand beside the package in a clone and inside it when installed.
-    packages=["ppconvmixer", *(f"ppconvmixer.{part}" for part in ("insight", "ops", "web", "configs", "weights"))],
+    packages=[
+        "ppconvmixer",
+        *(f"ppconvmixer.{part}" for part in ("commands", "insight", "ops", "web", "configs", "weights")),
+    ],
     package_dir={"ppconvmixer.configs": "configs", "ppconvmixer.weights": "weights"},
     package_data={
         "ppconvmixer": ["manifest.json"],

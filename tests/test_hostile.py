@@ -20,6 +20,7 @@ from hostile import CASES, EPS, MIB, NAMELESS, READERS, bound, write
 
 import ppconvmixer
 from ppconvmixer import UserError, card, checkpoint, cli, datasets, layouts, sources, transforms, zoo
+from ppconvmixer.commands import evaluate, models
 
 SECONDS = 20  # for one file; the slowest takes about one
 transforms._cv2()  # before any fork
@@ -248,7 +249,7 @@ def test_no_path_in_the_predictions_is_a_formula():
     pictures = datasets.Pictures(names, np.zeros(len(names), np.int64), None, lambda i: b"")
     n = len(names)
     found = SimpleNamespace(k=1, indices=range(n), labels=[0] * n, classes=[[0]] * n, probabilities=[[1.0]] * n)
-    text = cli._predictions(found, pictures.names)
+    text = evaluate._predictions(found, pictures.names)
     rows = list(csv.reader(text.splitlines()))
     paths = [row[0] for row in rows[1:]]
     assert len(rows) == n + 1 and all(len(row) == 4 for row in rows)
@@ -257,7 +258,7 @@ def test_no_path_in_the_predictions_is_a_formula():
 
 
 def test_messages_cannot_drive_the_terminal(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_models", lambda options: cli.logger.warning("\x1b[2J%s", "\x1b]0;x\x07\u202e") or fail())
+    monkeypatch.setattr(models, "_run", lambda options: cli.logger.warning("\x1b[2J%s", "\x1b]0;x\x07\u202e") or fail())
 
     def fail():
         raise UserError("2 pictures cannot be read:\n  \x1b[2Ja.png: \r\x07\n  b.png: no")

@@ -19,7 +19,7 @@ from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from ppconvmixer import UserError, datasets, sources  # noqa: E402
-from ppconvmixer.arguments import positive  # noqa: E402
+from ppconvmixer.commands.arguments import positive  # noqa: E402
 
 QUALITY = 75  # of the JPEGs: what Pillow takes where nothing is said
 

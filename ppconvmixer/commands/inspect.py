@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any, Optional
 
-from . import distributed, zoo
-from .arguments import (
-    add_checkpoint,
-    add_command,
-    add_recipe,
-    check_picture,
-    natural,
-    open_checkpoint,
-    positive,
-    read_images,
-    read_labelled,
-    read_pictures,
-    say,
-    share,
-)
-from .errors import UserError
+from ..errors import UserError
+from . import design_space
+from .arguments import add_checkpoint, add_command, add_recipe, add_results, natural, positive, say, share
+from .inputs import open_checkpoint, read_images, read_labelled, read_pictures
+from .outputs import check_picture
 
 logger = logging.getLogger("ppconvmixer")
 
@@ -46,13 +33,7 @@ def add(commands: Any) -> None:
     _add_receptive_field(aspects)
     _add_mixing(aspects)
     _add_robustness(aspects)
-    _add_design_space(aspects)
-
-
-def _add_results(command: argparse.ArgumentParser, name: str) -> None:
-    """Add where the figures of a command go."""
-    command.add_argument("--output", metavar=f"{name}.png", help="draw them")
-    command.add_argument("--json", action="store_true", help="print figures for programs in place of the table")
+    design_space.add(aspects)
 
 
 def _add_network(command: argparse.ArgumentParser, name: str, pictures: int = 0) -> None:
@@ -62,7 +43,7 @@ def _add_network(command: argparse.ArgumentParser, name: str, pictures: int = 0)
         command.add_argument("--data", metavar="DIR|TAR", required=True, help="pictures: a folder or tar archive")
         summary = f"take N of them, from all over (default: {pictures})"
         command.add_argument("--limit", type=positive, default=pictures, metavar="N", help=summary)
-    _add_results(command, name)
+    add_results(command, name)
 
 
 def _inputs(options: argparse.Namespace) -> list[Optional[str]]:
@@ -74,13 +55,13 @@ def _add_schedule(aspects: Any) -> None:
     command = add_command(aspects, _schedule, "schedule", "show the learning rate of every layer over a run")
     add_recipe(command)
     command.add_argument("--pictures", type=positive, metavar="N", help="assume N training pictures, with no data")
-    _add_results(command, "schedule")
+    add_results(command, "schedule")
 
 
 def _schedule(options: argparse.Namespace) -> None:
-    from . import phases, rates
-    from . import recipe as recipes
-    from .finetune import open_data
+    from .. import phases, rates
+    from .. import recipe as recipes
+    from ..finetune import open_data
 
     recipe = recipes.load(options.config, options.override)
     check_picture(options.output, [options.config])
@@ -99,7 +80,7 @@ def _add_features(aspects: Any) -> None:
         "--blocks", type=int, nargs="+", metavar="N", help="these, from 0, or from -1 back (default: eight of them)"
     )
     command.add_argument("--channels", type=natural, metavar="N", help="draw so many of each (default: 4)")
-    _add_results(command, "features")
+    add_results(command, "features")
 
 
 def _features(options: argparse.Namespace) -> None:
@@ -109,8 +90,8 @@ def _features(options: argparse.Namespace) -> None:
     check_picture(options.output, [str(network.path), options.image, options.classes])
     (picture,) = read_pictures([options.image])
 
-    from .insight import features
-    from .transforms import eval_transform
+    from ..insight import features
+    from ..transforms import eval_transform
 
     transform = eval_transform(network.input)
     crop = transform.crop(picture)
@@ -131,14 +112,14 @@ def _add_gradcam(aspects: Any) -> None:
     command.add_argument(
         "--block", type=int, default=-1, metavar="N", help="whose map, from 0, or from -1 back (default: -1, the last)"
     )
-    _add_results(command, "gradcam")
+    add_results(command, "gradcam")
 
 
 def _gradcam(options: argparse.Namespace) -> None:
     network = open_checkpoint(options)
     check_picture(options.output, [str(network.path), *options.images, options.classes])
 
-    from .insight import gradcam
+    from ..insight import gradcam
 
     label = None if options.label is None else gradcam.class_number(options.label, network)
     if options.output:
@@ -170,11 +151,11 @@ def _add_complexity(aspects: Any) -> None:
     how.add_argument(
         "--separable", action="store_true", help="compare its convolutions with standard ones in their place"
     )
-    _add_results(command, "complexity")
+    add_results(command, "complexity")
 
 
 def _complexity(options: argparse.Namespace) -> None:
-    from .insight import complexity, networks, scaling, tradeoff
+    from ..insight import complexity, networks, scaling, tradeoff
 
     one = len(options.networks) == 1
     if not one and (options.by_layer or options.scale or options.separable):
@@ -220,7 +201,7 @@ def _receptive_field(options: argparse.Namespace) -> None:
     check_picture(options.output, _inputs(options))
     network = open_checkpoint(options)
     images = read_images(options.data, network.input, options.limit)
-    from .insight import receptive_field
+    from ..insight import receptive_field
 
     model = network.create()
     mass = receptive_field.gradients(model, images, options.size)
@@ -247,7 +228,7 @@ def _robustness(options: argparse.Namespace) -> None:
         raise UserError("--against is missing: the network that --against-weights are of")
     network = open_checkpoint(options)
     images, labels = read_labelled(options.data, network, options.limit)
-    from .insight import robustness
+    from ..insight import robustness
 
     networks = [
         robustness.of_convmixer(network.name, network.create()),
@@ -269,7 +250,7 @@ def _add_kernels(aspects: Any) -> None:
 def _kernels(options: argparse.Namespace) -> None:
     check_picture(options.output, _inputs(options))
     network = open_checkpoint(options)
-    from .insight import kernels
+    from ..insight import kernels
 
     model = network.create()
     facts = {"model": network.name, **kernels.describe(model)}
@@ -288,7 +269,7 @@ def _mixing(options: argparse.Namespace) -> None:
     check_picture(options.output, _inputs(options))
     network = open_checkpoint(options)
     images = read_images(options.data, network.input, options.limit)
-    from .insight import diversity
+    from ..insight import diversity
 
     facts = {"model": network.name, **diversity.describe(network.create(), images)}
     if options.output:
@@ -311,7 +292,7 @@ def _add_diagnose(aspects: Any) -> None:
 
 
 def _diagnose(options: argparse.Namespace) -> None:
-    from .insight import diagnose, evidence
+    from ..insight import diagnose, evidence
 
     check_picture(options.output, [options.folder])
     run = evidence.gather(Path(options.folder), options.data, options.limit)
@@ -319,110 +300,3 @@ def _diagnose(options: argparse.Namespace) -> None:
     if options.output:
         diagnose.draw(run, facts, options.output)
     say(json.dumps(facts, allow_nan=False) if options.json else diagnose.table(facts))
-
-
-# --- design-space ---------------------------------------------------------------------------------
-
-_TRAINING = {"eta": 2, "finalists": 4, "tolerance": 5.0, "runs": "runs/design-space"}  # what --budget takes, by default
-
-
-def _add_design_space(aspects: Any) -> None:
-    command = add_command(
-        aspects, _design_space, "design-space", "compare networks: what they cost here, and how accurate they become"
-    )
-    for name, what in (
-        ("dim", "widths of a grid of candidates"),
-        ("depth", "their depths"),
-        ("kernel", "their kernel sizes (default: 5)"),
-        ("patch", "their patch sizes (default: 2)"),
-    ):
-        command.add_argument(f"--{name}", type=positive, nargs="+", default=[], metavar="N", help=what)
-    command.add_argument(
-        "--network", nargs="+", default=[], metavar="NAME",
-        help="more candidates: models of the zoo, or shapes spelled out, such as convmixer_192_8_ks5_p2",
-    )  # fmt: skip
-    command.add_argument(
-        "--size", type=positive, metavar="N", help="pixels of the pictures (default: 32, or a recipe's)"
-    )
-    command.add_argument("--rounds", type=natural, default=5, metavar="N", help="samples of every speed; 0 times none")
-    add_recipe(command, required=False)
-    command.add_argument("--budget", type=positive, metavar="EPOCHS", help="train the candidates, so long in all")
-    command.add_argument(
-        "--eta", type=int, choices=(2, 3, 4), help=f"keep one of so many (default: {_TRAINING['eta']})"
-    )
-    command.add_argument(
-        "--finalists", type=positive, metavar="N", help=f"until N are left (default: {_TRAINING['finalists']})"
-    )
-    command.add_argument(
-        "--runs", metavar="DIR",
-        help="folder of the runs; what is there is not repeated, and what was begun goes on "
-        f"(default: {_TRAINING['runs']})",
-    )  # fmt: skip
-    command.add_argument(
-        "--tolerance", type=float, metavar="POINTS",
-        help=f"accuracy that the light recommendation may lose (default: {_TRAINING['tolerance']:g})",
-    )  # fmt: skip
-    limits = command.add_mutually_exclusive_group()
-    limits.add_argument("--limit-ms", type=float, metavar="MS", help="networks that take no longer for one picture")
-    limits.add_argument("--limit-parameters", type=positive, metavar="N", help="or have no more parameters")
-    limits.add_argument("--limit-macs", type=positive, metavar="N", help="or no more multiply-accumulates")
-    _add_results(command, "front")
-
-
-def _design_space(options: argparse.Namespace) -> None:
-    from . import recipe as recipes
-    from .finetune import count_classes, open_data
-    from .insight import design_space as space
-    from .insight import design_space_page as page
-    from .insight.trials import Trials
-
-    if bool(options.dim) != bool(options.depth) or not (options.dim or options.network):
-        raise UserError("a grid of candidates needs --dim and --depth; single ones are named with --network")
-    if not options.dim and (options.kernel or options.patch):
-        raise UserError("--kernel and --patch are of a grid of candidates, which needs --dim and --depth")
-    if not options.config and (options.budget or options.override):
-        raise UserError("--budget and -o need a recipe to train by; give one with -c")
-    for name, usual in _TRAINING.items():
-        if getattr(options, name) is None:
-            setattr(options, name, usual)
-        elif not options.budget:
-            raise UserError(f"--{name} has no effect without --budget, by which candidates are trained; leave it out")
-    if options.config and options.size:
-        raise UserError("the recipe says how large the pictures are; give -o input.size=N in place of --size")
-    if not 0 <= options.tolerance <= 100:
-        raise UserError(f"--tolerance is {options.tolerance}; want 0 to 100 points of accuracy")
-    if distributed.WORLD > 1:
-        raise UserError("candidates are compared in a single process; start the command without a launcher")
-    check_picture(options.output, [options.config])
-    spec, classes, tournament = dataclasses.replace(zoo.CIFAR10, size=options.size or zoo.CIFAR10.size), 10, None
-    if options.config:
-        recipe = recipes.load(options.config, options.override)
-        data = open_data(recipe)
-        spec, classes = recipe.input_spec(), count_classes(data[0])
-        if options.budget:
-            trials, share = Trials(recipe, data, Path(options.runs)), options.tolerance / 100
-            tournament = space.Tournament(trials, options.budget, options.eta, options.finalists, share)
-    grid = space.grid(options.dim, options.depth, options.kernel or [5], options.patch or [2])
-    names = [*grid, *options.network]
-    candidates = space.shapes(names, spec, classes)
-    facts = space.describe(candidates, _limit(options), options.rounds, tournament)
-    if options.output:
-        page.draw(facts, options.output)
-    say(json.dumps(facts) if options.json else page.table(facts))
-
-
-def _limit(options: argparse.Namespace) -> Any:
-    """Return what counts as cost: what is limited, or else the latency, or, where that is not measured, the MACs."""
-    from .insight.design_space import Limit
-
-    if options.limit_parameters:
-        return Limit("parameters", options.limit_parameters)
-    if options.limit_macs:
-        return Limit("macs", options.limit_macs)
-    if options.limit_ms is None:
-        return Limit("latency_ms" if options.rounds else "macs")
-    if not 0 < options.limit_ms < math.inf:
-        raise UserError(f"--limit-ms is {options.limit_ms}; want a number above 0")
-    if not options.rounds:
-        raise UserError("--limit-ms needs measured times; give --rounds 1 or more")
-    return Limit("latency_ms", options.limit_ms)

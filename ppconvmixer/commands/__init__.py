@@ -1,0 +1,1 @@
+"""The commands of ``ppconvmixer``, a file each: its arguments and what it does with them."""
