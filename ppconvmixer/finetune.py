@@ -117,7 +117,8 @@ def finetune(
                 logger.warning("changed: %s", line)
         if saved is None and not distributed.RANK:
             run_folder.check_free(folder, recipe, overwrite or resume)
-        run = _prepare(recipe, train, saved)  # what is wrong with the recipe shows here, before anything is replaced
+        # What is wrong with the recipe shows here, before anything is replaced.
+        run = _prepare(recipe, train, val, saved)
         if not distributed.RANK:
             if saved is None:
                 run_folder.clear(folder)
@@ -137,20 +138,24 @@ def finetune(
             "teacher": teacher,
             "processes": distributed.WORLD,
         }
-        return _train(recipe, folder, train, val, run, facts, saved, wish)
+        return _train(run, folder, facts, wish)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What trains, where the run stands, and the batches of every epoch."""
+    """What trains and by what, where the run stands, and the batches of every epoch."""
 
+    recipe: Recipe
+    train: Pictures
+    val: Pictures
+    saved: Optional[run_state.Saved]
     model: Any
     state: run_state.RunState
     data: phases.Epochs
     amp: str
 
 
-def _prepare(recipe: Recipe, train: Pictures, saved: Optional[run_state.Saved]) -> _Run:
+def _prepare(recipe: Recipe, train: Pictures, val: Pictures, saved: Optional[run_state.Saved]) -> _Run:
     """Make network, optimiser, average and teacher, as new or as they were saved; nothing is written."""
     import paddle
 
@@ -189,24 +194,16 @@ def _prepare(recipe: Recipe, train: Pictures, saved: Optional[run_state.Saved]) 
     if saved:  # recipe and processes may have changed, see ``allow_changes``
         _go_on_by(recipe, model, state, data, saved.facts)
     data.epoch, data.skip = state.epochs, state.step
-    return _Run(model, state, data, amp)
+    return _Run(recipe, train, val, saved, model, state, data, amp)
 
 
-def _train(
-    recipe: Recipe,
-    folder: Path,
-    train: Pictures,
-    val: Pictures,
-    run: _Run,
-    facts: dict[str, Any],
-    saved: Optional[run_state.Saved],
-    wish: StopWish,
-) -> dict[str, Any]:
+def _train(run: _Run, folder: Path, facts: dict[str, Any], wish: StopWish) -> dict[str, Any]:
     import paddle
 
     from . import callbacks as c
     from . import curves as drawn
 
+    recipe, train, val, saved = run.recipe, run.train, run.val, run.saved
     settings, spec, num_classes = recipe.train, recipe.input_spec(), count_classes(train)
     model, state, data, amp = run.model, run.state, run.data, run.amp
     as_saved = saved and saved.facts["recipe"]["train"]["ema"] == settings.ema  # else the best was another network
