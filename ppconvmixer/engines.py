@@ -68,7 +68,7 @@ class Inference:
         weights = program.with_suffix(".pdiparams")
         if not weights.is_file():  # without it, Paddle 3 computes with whatever is in the memory
             raise UserError(f"there is no file {weights}, which holds the weights of {program}; the two go together")
-        if program.suffix == ".json" and paddle.__version__.startswith("2."):  # which would crash
+        if program.suffix == ".json" and program_suffix() != ".json":  # which would crash
             raise UserError(
                 f"{program} is of Paddle 3, and this is {paddle.__version__}; export the network anew with it"
             )
@@ -338,6 +338,13 @@ def _digest(model: ConvMixer) -> str:
 
 def _save_static(model: ConvMixer, folder: Path) -> None:
     to_static(model, folder / "graph", [None, model.in_chans, None, None], "float32")
+
+
+def program_suffix() -> str:
+    """Return the suffix of the static graphs that the installed Paddle writes."""
+    import paddle
+
+    return ".pdmodel" if paddle.__version__.startswith("2.") else ".json"
 
 
 def to_static(layer: Any, prefix: Path, shape: list[Optional[int]], dtype: str) -> None:

@@ -131,7 +131,9 @@ def evaluate(
 
 def no_number(picture: str) -> UserError:
     """Return the error for a network that gives something else than numbers for ``picture``."""
-    return UserError(f"the network gives what is no number for {brief(picture)}; take another checkpoint")
+    return UserError(
+        f"the network gives what is no number for {brief(picture)}; take another checkpoint, or train at a lower rate"
+    )
 
 
 def see(engine: Any, images: Mapping[int, np.ndarray], views: Sequence[View]) -> np.ndarray:

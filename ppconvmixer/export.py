@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from . import __version__, exported
-from .engines import Dygraph, OnnxRuntime, runners, send_no_statistics, to_static
+from .engines import Dygraph, OnnxRuntime, program_suffix, runners, send_no_statistics, to_static
 from .errors import UserError
 from .evaluate import softmax
 from .exported import Exported
@@ -286,7 +286,7 @@ def _paddle(model: ConvMixer, target: Path, spec: InputSpec, form: Form, card: s
     layer, shape, dtype = model, [None, model.in_chans, side, side], "float32"
     if form.pixels:
         layer, shape, dtype = _of_pixels(model, spec), [None, side, side, model.in_chans], "uint8"
-    own = ".pdmodel" if paddle.__version__.startswith("2.") else ".json"
+    own = program_suffix()
     if target.suffix != own:  # Paddle 3.3 has a way to the old form, but its GELU does not go there
         raise UserError(f"Paddle {paddle.__version__} writes {own} and no {target.suffix}; name {target.stem}{own}")
     to_static(layer, target.with_suffix(""), shape, dtype)

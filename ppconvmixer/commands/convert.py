@@ -10,7 +10,7 @@ from typing import Any
 from .. import card, checkpoint, layouts, zoo
 from ..errors import UserError, brief
 from .arguments import add_command, say
-from .outputs import cards, check_outputs
+from .outputs import cards, check_new, check_outputs
 
 
 def add(commands: Any) -> None:
@@ -34,11 +34,9 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"cannot write {target}: name a file ending in {' or '.join(frameworks)}")
     described = target.with_suffix(".json")
     shared = os.path.realpath(described) == os.path.realpath(Path(options.source).with_suffix(".json"))
-    check_outputs([options.target], [options.source, *cards([options.source])])
-    if not shared:
-        check_outputs([str(described)], [options.source])
-    if target.exists() and not options.overwrite:
-        raise UserError(f"{target} exists; choose another name, or replace it with --overwrite")
+    written = [options.target] if shared else [options.target, str(described)]
+    check_outputs(written, [options.source, *cards([options.source])])
+    check_new([target], options.overwrite)
     translation, found = zoo.translate(options.source), card.read(options.source)
     if described.exists() and not shared and (found == card.Card() or not options.overwrite):
         raise UserError(f"{described} would pass for the card of {target}; choose another name, or move it away")

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError
 from .arguments import add_checkpoint, add_command, positive, say
 from .inputs import open_checkpoint, read_images
-from .outputs import cards, check_outputs
+from .outputs import cards, check_new, check_outputs
 
 
 def add(commands: Any) -> None:
@@ -57,9 +57,7 @@ def _run(options: argparse.Namespace) -> None:
     written = web.files(target) if page else export.files(target)
     inputs = [options.weights, options.classes, options.calibrate, *cards([options.weights])]
     check_outputs(list(map(str, written)), inputs)
-    present = [str(path) for path in written if path.exists()]
-    if present and not options.overwrite:
-        raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
+    check_new(written, options.overwrite)
     network = open_checkpoint(options)
     pictures = read_images(options.calibrate, network.input, options.limit or 128) if options.calibrate else None
     if page:

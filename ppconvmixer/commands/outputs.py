@@ -44,6 +44,13 @@ def check_picture(path: Optional[str], inputs: Sequence[Optional[str]] = ()) -> 
         check_outputs([path], inputs)
 
 
+def check_new(paths: Sequence[Path], overwrite: bool) -> None:
+    """Find out before the work that one of the files to write is there already and is not to be replaced."""
+    present = [path for path in paths if path.exists()]
+    if present and not overwrite:
+        raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
+
+
 def check_target(
     options: argparse.Namespace, weights: Sequence[Optional[str]], others: Sequence[Optional[str]] = ()
 ) -> Path:
@@ -51,11 +58,9 @@ def check_target(
     target = Path(options.target)
     if target.suffix != ".pdparams":
         raise UserError(f"cannot write {target}: name a file ending in .pdparams")
-    written = [str(target), str(target.with_suffix(".json"))]
-    check_outputs(written, [*weights, *cards(weights), *others])
-    present = [path for path in written if Path(path).exists()]
-    if present and not options.overwrite:
-        raise UserError(f"{present[0]} exists; choose another name, or replace it with --overwrite")
+    written = [target, target.with_suffix(".json")]
+    check_outputs(list(map(str, written)), [*weights, *cards(weights), *others])
+    check_new(written, options.overwrite)
     return target
 
 

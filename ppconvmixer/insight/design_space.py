@@ -163,7 +163,7 @@ def measure_once(candidates: Mapping[str, Variant], rounds: int, path: Path) -> 
     before = read_figures(path) if path.exists() else {"circumstances": None, "costs": {}}
     if before.keys() != {"circumstances", "costs"}:
         raise UserError(f"{path} is none of this command's files; move it away, or take another folder with --runs")
-    if before.get("circumstances") == circumstances:
+    if before["circumstances"] == circumstances:
         logger.info("speeds are those in %s; remove the file to measure them again", path)
         return before["costs"]
     costs = measure(candidates, rounds)
