@@ -132,12 +132,13 @@ def finetune(
         logger.info("curves: visualdl --logdir %s --port 8040   then open http://127.0.0.1:8040", curves)
         logger.info("the same pictures without a server, after every epoch: %s", folder / "report.html")
         facts = {
-            "card": dataclasses.asdict(_card(recipe, train)),
             "recipe": recipe.to_dict(),
             "pictures": run_folder.digest(pictures),
             "teacher": teacher,
             "processes": distributed.WORLD,
+            "changed": _history(run, changed),
         }
+        facts["card"] = _card(facts, train)
         return _train(run, folder, facts, wish)
 
 
@@ -208,8 +209,8 @@ def _train(run: _Run, folder: Path, facts: dict[str, Any], wish: StopWish) -> di
     model, state, data, amp = run.model, run.state, run.data, run.amp
     as_saved = saved and saved.facts["recipe"]["train"]["ema"] == settings.ema  # else the best was another network
     if state.epochs and as_saved and not saved.run["step"]:
-        before = dataclasses.asdict(_card(recipes.from_dict(saved.facts["recipe"]), train))
-        c.export(folder, model, state, {**saved.facts, "card": before})  # the run may have been cut off just before
+        before = {**saved.facts, "card": _card(saved.facts, train)}
+        c.export(folder, model, state, before)  # the run may have been cut off just before
     judge = Samples(val, eval_transform(spec), kept=Kept(len(val)))
     sheet = _sheet(data.batches[0].samples)
     curves = drawn.VisualDL(state, folder / "visualdl", recipe, sheet, saved.facts["curves"] if saved else 0)
@@ -385,9 +386,18 @@ def _check_parts(classes: tuple[str, ...], path: str) -> None:
         )
 
 
-def _card(recipe: Recipe, train: Pictures) -> card.Card:
+def _history(run: _Run, changed: list[str]) -> list[dict[str, Any]]:
+    """Return what changed under way, and after how much of the run: all that is not as the recipe says."""
+    before = run.saved.facts.get("changed", []) if run.saved else []  # an older state does not say
+    now = [{"epochs": run.state.epochs, "steps": run.state.steps, "changes": changed}]
+    return before + now if run.saved and changed else before
+
+
+def _card(facts: dict[str, Any], train: Pictures) -> dict[str, Any]:
+    recipe = recipes.from_dict(facts["recipe"])
+    about = {"recipe": facts["recipe"], **({"changed": facts["changed"]} if facts.get("changed") else {})}
     spec = dataclasses.asdict(recipe.input_spec())
-    return card.Card(recipe.model.name, spec, train.classes, facts={"recipe": recipe.to_dict()})
+    return dataclasses.asdict(card.Card(recipe.model.name, spec, train.classes, facts=about))
 
 
 def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: int, filled: bool = True) -> Any:

@@ -17,7 +17,7 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from ppconvmixer import UserError, callbacks, checkpoint, finetune, recipe, run_state, zoo
+from ppconvmixer import UserError, callbacks, card, checkpoint, finetune, recipe, run_state, zoo
 from ppconvmixer.optim import lr_factor
 from ppconvmixer.stopping import Stopped, StopWish
 from ppconvmixer.trainer import Trainer
@@ -343,6 +343,18 @@ def test_a_changed_recipe_is_refused_with_the_difference_unless_told_otherwise(s
     result = train(changed, run, resume=True, allow_changes=True)
     assert result["epochs"] == 4 and recipe.load(run / "recipe.yaml").train.epochs == 4
     train(changed, run, resume=True)  # from now on this is the recipe
+
+
+def test_cards_say_what_changed_under_way_and_when(stopped):
+    overrides, run, _ = stopped
+    faster = [*overrides, "optimizer.lr=0.03"]
+    train(faster, run, resume=True, allow_changes=True)
+    once = card.read(run / "last.pdparams").facts["changed"]
+    assert once == [{"epochs": 1, "steps": 5, "changes": ["optimizer.lr: 0.02 -> 0.03"]}]
+    train([*faster, "train.epochs=4"], run, resume=True, allow_changes=True)
+    twice = [*once, {"epochs": 3, "steps": 9, "changes": ["train.epochs: 3 -> 4"]}]
+    assert card.read(run / "last.pdparams").facts["changed"] == twice
+    assert run_state.read(run).facts["changed"] == twice
 
 
 def test_a_changed_batch_leaves_the_schedule_in_its_place(class_folders, tmp_path):

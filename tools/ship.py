@@ -82,6 +82,7 @@ def _facts(run: Path, weights: Path, data: str) -> dict:
         "environment": {key: environment[key] for key in ("git_revision", "versions", "device", "processes", "cpus")},
         "curve": {tag: [round(v, 6) for v in curves[tag][1]] for tag in CURVES if tag in curves},
         **{key: found[key] for key in ("samples", "top1", "top5", "loss", "epoch", "ema")},
+        **({"changed": found["changed"]} if "changed" in found else {}),
         "recipe": settings,
     }
 
