@@ -2,9 +2,9 @@
 
     python tools/ship.py convmixer_128_8_cifar10 "CIFAR-10, as JPEGs of quality 75" runs/first runs/second
 
-The weights are those after the last epoch (of a run with a moving average, that average), so that no epoch was chosen
-by the pictures they are judged by; of several runs, the mean of these. The manifest gets their entry, and
-``tests/golden`` the logits that the tests expect, by Paddle's own layers in float64.
+The weights are those after the last epoch (of a run with a moving average, that average, whether it is the best of the
+run or not), so that no epoch was chosen by the pictures they are judged by; of several runs, the mean of these. The
+manifest gets their entry, and ``tests/golden`` the logits that the tests expect, by Paddle's own layers in float64.
 """
 
 import sys
@@ -17,11 +17,12 @@ import argparse  # noqa: E402
 import dataclasses  # noqa: E402
 import json  # noqa: E402
 import shlex  # noqa: E402
+import tempfile  # noqa: E402
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
-from ppconvmixer import average, card, checkpoint, recipe, zoo  # noqa: E402
+from ppconvmixer import average, card, checkpoint, recipe, run_state, zoo  # noqa: E402
 from ppconvmixer.evaluate import evaluate  # noqa: E402
 from ppconvmixer.files import sha256  # noqa: E402
 from ppconvmixer.finetune import open_data  # noqa: E402
@@ -40,17 +41,18 @@ def main() -> None:
     parser.add_argument("data", help="what they were trained on and judged by, in words")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="its pictures are where its recipe says")
     options = parser.parse_args()
-    networks, facts = [], []
-    for run in options.runs:
-        result = json.loads((run / "result.json").read_text())
-        path = run / ("best.pdparams" if result["ema"] else "last.pdparams")  # the last are never the average
-        networks.append(Trained(path))
-        facts.append(_facts(run, path, options.data))
-        if facts[-1]["epoch"] != result["epochs"]:
-            parser.error(f"{path} is of epoch {facts[-1]['epoch']}, the run has {result['epochs']}")
     target = ROOT / "weights" / f"{options.name}.pdparams"
-    checkpoint.write(target, average.average(networks))
-    about, told = card.read(networks[0].path), facts[0]
+    networks, facts = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, run in enumerate(options.runs):
+            path = Path(folder, f"{number}.pdparams")
+            _last(run, path)
+            networks.append(Trained(path))
+            facts.append(_facts(run, path, options.data))
+            if facts[-1]["epoch"] != facts[-1]["recipe"]["train"]["epochs"]:
+                parser.error(f"{run} stands after epoch {facts[-1]['epoch']}; go on to its end with --resume")
+        checkpoint.write(target, average.average(networks))
+        about, told = card.read(networks[0].path), facts[0]
     if len(facts) > 1:
         commands = [one["command"] for one in facts]
         told = {**told, **_metrics(target, about, options.runs[0]), "command": "the mean of " + ", ".join(commands)}
@@ -59,6 +61,16 @@ def main() -> None:
     _golden(about.model, target)
     _enter(about, told, target)
     print(f"{target}: top-1 {100 * told['top1']:.2f} %, {target.stat().st_size:,} bytes")
+
+
+def _last(run: Path, path: Path) -> None:
+    """Write the network that a run has come to, and its card; a moving average is in the state of the run alone."""
+    saved, about = run_state.read(run), card.read(run / "last.pdparams")
+    ema = about.facts["recipe"]["train"]["ema"]
+    part, metrics = ("ema/", "ema_metrics") if ema else ("model/", "metrics")
+    checkpoint.write(path, {name[len(part) :]: value for name, value in saved.arrays.items() if name.startswith(part)})
+    facts = {**about.facts, **saved.run[metrics], "epoch": saved.run["epochs"], "ema": ema}
+    card.write(path, dataclasses.replace(about, facts=facts))
 
 
 def _facts(run: Path, weights: Path, data: str) -> dict:
