@@ -388,9 +388,11 @@ def _check_parts(classes: tuple[str, ...], path: str) -> None:
 
 def _history(run: _Run, changed: list[str]) -> list[dict[str, Any]]:
     """Return what changed under way, and after how much of the run: all that is not as the recipe says."""
-    before = run.saved.facts.get("changed", []) if run.saved else []  # an older state does not say
-    now = [{"epochs": run.state.epochs, "steps": run.state.steps, "changes": changed}]
-    return before + now if run.saved and changed else before
+    if run.saved is None:
+        return []
+    before = run.saved.facts.get("changed", [])  # an older state does not say
+    now = {"epochs": run.state.epochs, "steps": run.state.steps, "changes": changed}
+    return [*before, now] if changed else before
 
 
 def _card(facts: dict[str, Any], train: Pictures) -> dict[str, Any]:

@@ -46,11 +46,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, run in enumerate(options.runs):
             path = Path(folder, f"{number}.pdparams")
-            _last(run, path)
+            if not _last(run, path):
+                parser.error(f"{run} has not come to its end; go on with --resume")
             networks.append(Trained(path))
             facts.append(_facts(run, path, options.data))
-            if facts[-1]["epoch"] != facts[-1]["recipe"]["train"]["epochs"]:
-                parser.error(f"{run} stands after epoch {facts[-1]['epoch']}; go on to its end with --resume")
         checkpoint.write(target, average.average(networks))
         about, told = card.read(networks[0].path), facts[0]
     if len(facts) > 1:
@@ -63,14 +62,21 @@ def main() -> None:
     print(f"{target}: top-1 {100 * told['top1']:.2f} %, {target.stat().st_size:,} bytes")
 
 
-def _last(run: Path, path: Path) -> None:
-    """Write the network that a run has come to, and its card; a moving average is in the state of the run alone."""
+def _last(run: Path, path: Path) -> bool:
+    """Write the network that a run ended with, and its card; return False where the run is under way.
+
+    A moving average is in the state of the run alone, unless the last epoch was the best.
+    """
     saved, about = run_state.read(run), card.read(run / "last.pdparams")
+    result = run / "result.json"  # it may have been written by an end that the run went on from
+    if not result.is_file() or saved.run["step"] or json.loads(result.read_text())["epochs"] != saved.run["epochs"]:
+        return False
     ema = about.facts["recipe"]["train"]["ema"]
     part, metrics = ("ema/", "ema_metrics") if ema else ("model/", "metrics")
     checkpoint.write(path, {name[len(part) :]: value for name, value in saved.arrays.items() if name.startswith(part)})
     facts = {**about.facts, **saved.run[metrics], "epoch": saved.run["epochs"], "ema": ema}
     card.write(path, dataclasses.replace(about, facts=facts))
+    return True
 
 
 def _facts(run: Path, weights: Path, data: str) -> dict:
