@@ -57,7 +57,7 @@ def main() -> None:
         told = {**told, **_metrics(target, about, options.runs[0]), "command": "the mean of " + ", ".join(commands)}
         told |= {"epoch": [one["epoch"] for one in facts], "ema": None, "average_of": facts}
     card.write(target, dataclasses.replace(about, facts=told))
-    _golden(about.model, target)
+    _golden(about, target)
     _enter(about, told, target)
     print(f"{target}: top-1 {100 * told['top1']:.2f} %, {target.stat().st_size:,} bytes")
 
@@ -88,6 +88,8 @@ def _facts(run: Path, weights: Path, data: str) -> dict:
     curves = Records(next((run / "visualdl").glob("vdlrecords.*.log"))).read().curves
     settings = {**found["recipe"], "data": {**found["recipe"]["data"]}}
     settings["data"]["path"] = Path(settings["data"]["path"]).name
+    for one in found.get("changed", []):
+        one["changes"] = [_without_folders(change) for change in one["changes"]]
     before = settings["model"]["weights"]
     if before:  # what is told of shipped weights names no folders
         shipped = Path(before).resolve().parent == ROOT / "weights"
@@ -103,6 +105,14 @@ def _facts(run: Path, weights: Path, data: str) -> dict:
         **({"changed": found["changed"]} if "changed" in found else {}),
         "recipe": settings,
     }
+
+
+def _without_folders(change: str) -> str:
+    """Leave folders out of a change under way, such as "data.path: /home/me/a -> /home/me/b"."""
+    name, _, values = change.partition(": ")
+    if name != "data.path":
+        return change
+    return f"{name}: {' -> '.join(Path(value).name for value in values.split(' -> '))}"
 
 
 def _metrics(path: Path, about: card.Card, run: Path) -> dict:
@@ -127,10 +137,10 @@ def _enter(about: card.Card, facts: dict, target: Path) -> None:
     manifest.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _golden(name: str, path: Path) -> None:
-    """Write the logits of four pictures out of a formula; tests/test_weights.py has it too."""
+def _golden(about: card.Card, path: Path) -> None:
+    """Write the logits of four pictures out of a formula; tests/conftest.py has it too."""
     paddle.set_default_dtype("float64")
-    model = zoo.create_model(name)
+    model = zoo.create_model(about.model, num_classes=len(about.classes))
     state = zoo.translate(path).state
     model.set_state_dict({key: np.asarray(value, np.float64) for key, value in state.items()})
     model.eval()
@@ -138,7 +148,7 @@ def _golden(name: str, path: Path) -> None:
     images = np.sin(0.3 * (number + 1) * x + 0.2 * y * (channel + 1)).transpose(3, 2, 0, 1).astype(np.float32)
     with paddle.no_grad():
         logits = model(paddle.to_tensor(images.astype(np.float64))).numpy()
-    np.save(ROOT / "tests/golden" / f"{name}.npy", logits)
+    np.save(ROOT / "tests/golden" / f"{about.model}.npy", logits)
 
 
 if __name__ == "__main__":
