@@ -304,7 +304,7 @@ def export(folder: Path, model: Trainer, state: RunState, facts: Mapping[str, An
         return
     ema = facts["recipe"]["train"]["ema"]
     _export(folder / "last.pdparams", model.network, facts, {**state.metrics, "epoch": state.epochs, "ema": None})
-    if state.best_epoch == state.epochs:
+    if state.best_metrics and state.best_epoch == state.epochs:
         best = model.average or model.network
         _export(folder / "best.pdparams", best, facts, {**state.best_metrics, "epoch": state.epochs, "ema": ema})
 

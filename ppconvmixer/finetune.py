@@ -18,7 +18,7 @@ import numpy as np
 from . import card, datasets, distributed, phases, run_folder, run_state, sources, zoo
 from . import recipe as recipes
 from .datasets import Pictures
-from .errors import UnreadablePictures, UserError, brief
+from .errors import UnreadablePictures, UserError, brief, shown
 from .files import sha256, write_text
 from .loader import Kept, Samples, evenly
 from .losses import create_loss
@@ -95,6 +95,12 @@ def finetune(
         )
     _check_numbers(recipe, train)
     val.check_labels(num_classes)
+    both = sorted(set(train.names) & set(val.names))
+    if both:
+        logger.warning(
+            "%d of the pictures to evaluate on are trained on as well, such as %s; the accuracy will be too good",
+            *(len(both), shown(both[0])),
+        )
     names = f": {brief(', '.join(train.classes))}" if train.classes else ""
     logger.info("%d pictures to train on, %d to evaluate on, %d classes%s", len(train), len(val), num_classes, names)
     pictures = run_folder.listing(train, val)
@@ -108,6 +114,9 @@ def finetune(
         if resume:
             saved = run_state.read(folder)
             changed = run_folder.changes(folder, recipe, pictures, teacher, saved)
+            if saved and _classes(saved.facts, train) != list(train.classes or ()):
+                before = brief(", ".join(saved.facts["classes"]))
+                changed.append(f"classes: {before} -> {brief(', '.join(train.classes or ()))}")
             if changed and not allow_changes:
                 raise UserError(
                     f"this is not the run in {folder} any more: {'; '.join(changed)}; "
@@ -122,7 +131,8 @@ def finetune(
         if not distributed.RANK:
             if saved is None:
                 run_folder.clear(folder)
-            if saved is None or changed:
+            described = saved and not changed and run_folder.describes(folder, recipe, pictures)
+            if run.state.epochs < recipe.epochs and not described:
                 run_folder.describe(folder, recipe, pictures)
             (folder / run_folder.NOT_FINITE).unlink(missing_ok=True)  # going on, the run gets another chance
         distributed.gather(None)  # nobody goes on before the folder is ready
@@ -134,11 +144,13 @@ def finetune(
         facts = {
             "recipe": recipe.to_dict(),
             "pictures": run_folder.digest(pictures),
+            "judge": run_folder.judge(val),
+            "classes": list(train.classes or ()),
             "teacher": teacher,
             "processes": distributed.WORLD,
             "changed": _history(run, changed),
         }
-        facts["card"] = _card(facts, train)
+        facts["card"] = _card(facts)
         return _train(run, folder, facts, wish)
 
 
@@ -194,6 +206,10 @@ def _prepare(recipe: Recipe, train: Pictures, val: Pictures, saved: Optional[run
     state = run_state.restore(saved, model) if saved else run_state.RunState()
     if saved:  # recipe and processes may have changed, see ``allow_changes``
         _go_on_by(recipe, model, state, data, saved.facts)
+        judge = run_folder.judge(val)
+        if saved.facts.get("judge", judge) != judge and state.epochs < recipe.epochs:  # an older state does not say
+            logger.warning("other pictures judge the run now; its best epoch is looked for anew")
+            state.forget_best()
     data.epoch, data.skip = state.epochs, state.step
     return _Run(recipe, train, val, saved, model, state, data, amp)
 
@@ -209,7 +225,8 @@ def _train(run: _Run, folder: Path, facts: dict[str, Any], wish: StopWish) -> di
     model, state, data, amp = run.model, run.state, run.data, run.amp
     as_saved = saved and saved.facts["recipe"]["train"]["ema"] == settings.ema  # else the best was another network
     if state.epochs and as_saved and not saved.run["step"]:
-        before = {**saved.facts, "card": _card(saved.facts, train)}
+        before = {**saved.facts, "classes": _classes(saved.facts, train)}
+        before["card"] = _card(before)
         c.export(folder, model, state, before)  # the run may have been cut off just before
     judge = Samples(val, eval_transform(spec), kept=Kept(len(val)))
     sheet = _sheet(data.batches[0].samples)
@@ -395,11 +412,16 @@ def _history(run: _Run, changed: list[str]) -> list[dict[str, Any]]:
     return [*before, now] if changed else before
 
 
-def _card(facts: dict[str, Any], train: Pictures) -> dict[str, Any]:
+def _classes(facts: dict[str, Any], train: Pictures) -> list[str]:
+    """Return the names of the classes of a saved state; an older one does not say."""
+    return facts.get("classes", list(train.classes or ()))
+
+
+def _card(facts: dict[str, Any]) -> dict[str, Any]:
     recipe = recipes.from_dict(facts["recipe"])
     about = {"recipe": facts["recipe"], **({"changed": facts["changed"]} if facts.get("changed") else {})}
     spec = dataclasses.asdict(recipe.input_spec())
-    return dataclasses.asdict(card.Card(recipe.model.name, spec, train.classes, facts=about))
+    return dataclasses.asdict(card.Card(recipe.model.name, spec, tuple(facts["classes"]) or None, facts=about))
 
 
 def _network(recipe: Recipe, classes: Optional[tuple[str, ...]], num_classes: int, filled: bool = True) -> Any:

@@ -118,6 +118,16 @@ def describe(folder: Path, recipe: Recipe, pictures: str) -> None:
     write_text(folder / "environment.json", json.dumps(_environment(recipe), indent=2) + "\n")
 
 
+def describes(folder: Path, recipe: Recipe, pictures: str) -> bool:
+    """Tell whether what is written down is this, but for settings that change no result; an end may have come since."""
+    try:
+        before = recipes.load(folder / "recipe.yaml")
+        listed = (folder / "pictures.csv").read_text("utf-8", "surrogateescape")
+    except (OSError, ValueError, UserError):
+        return False
+    return listed == pictures and not changed_settings(before, recipe)
+
+
 def tidy(folder: Path) -> None:
     """Remove what a killed run left half written."""
     for name in (*RUN_FILES, "state-*.safetensors"):
@@ -138,6 +148,11 @@ def listing(train: Pictures, val: Pictures) -> str:
 def digest(pictures: str) -> str:
     """Return the SHA-256 of a listing."""
     return hashlib.sha256(pictures.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def judge(val: Pictures) -> str:
+    """Return what tells apart what runs are judged by."""
+    return digest(listing(val.subset([]), val))
 
 
 def teacher(recipe: Recipe) -> Optional[str]:
@@ -193,7 +208,10 @@ def changed_settings(before: Recipe, recipe: Recipe) -> list[str]:
 
 
 def changed_pictures(file: Path, pictures: str) -> str:
-    """Say in a line how ``pictures``, which is what ``listing`` says, differ from those listed in ``file``."""
+    """Say in a line how ``pictures``, which is what ``listing`` says, differ from those listed in ``file``.
+
+    A part that is held out is drawn anew, and then has some that were trained on; what judges the run is worth less.
+    """
     try:
         before = _labels(file.read_text("utf-8", "surrogateescape"))
     except (OSError, ValueError, csv.Error):
@@ -204,11 +222,12 @@ def changed_pictures(file: Path, pictures: str) -> str:
         ("added", now.keys() - before.keys()),
         ("removed", before.keys() - now.keys()),
         ("relabelled", {key for key in now.keys() & before.keys() if now[key] != before[key]}),
+        ("were trained on and judge now", {(p, n) for p, n in now if p == "val" and ("train", n) in before}),
     ):
         if keys:
             part, name = min(keys)
             parts.append(f"{len(keys)} {what} (such as {part} {name})")
-    return f"pictures: {', '.join(parts) or 'their order changed'}"
+    return f"pictures: {', '.join(parts) or 'not those of the saved state, or in another order'}"
 
 
 def _labels(table: str) -> dict[tuple[str, str], str]:

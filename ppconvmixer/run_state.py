@@ -78,6 +78,10 @@ class RunState:
         """Tell whether ``value`` beats the best so far: top1 by being larger, loss by being smaller."""
         return self.best is None or bool(merit(value, monitor) > merit(self.best, monitor))
 
+    def forget_best(self) -> None:
+        """Look for the best epoch anew: what is judged by other pictures cannot be compared."""
+        self.best, self.best_epoch, self.best_metrics, self.best_ema = None, self.epochs, {}, None
+
     def end_epoch(self) -> None:
         """Count the epoch under way as whole."""
         self.seconds += self.epoch_seconds

@@ -395,6 +395,8 @@ def fill(
     wanted = model.state_dict()
     unfit = {n for n, v in found.state.items() if n in wanted and tuple(wanted[n].shape) != v.shape}
     head = {n for n in found.state if n.startswith("head.") and (n in unfit or n not in wanted)}
+    if not any(n.startswith("head.") for n in found.state):
+        head = {n for n in wanted if n.startswith("head.")}
     reset = sorted(head) if reset_head and unfit <= head else []
     loaded = [n for n in found.state if n in wanted and n not in unfit]
     missing = [n for n in wanted if n not in loaded and n not in reset]
@@ -405,10 +407,9 @@ def fill(
     if not loaded:
         raise UserError(f"{path} fits nothing of the model: it holds {layouts.describe(found.state)}")
     if reset:
-        logger.warning(
-            "the head of %s is for %s classes; this model's head for %s is freshly initialised",
-            *(path, layouts.classes(found.state), model.num_classes),
-        )
+        held = layouts.classes(found.state)
+        held = f"the head of {path} is for {held} classes" if held else f"{path} has no head"
+        logger.warning("%s; this model's head for %s is freshly initialised", held, model.num_classes)
     _warn_of_absurd({theirs[n]: found.state[n] for n in loaded}, path)
     with np.errstate(over="ignore"):  # the warning has named what float32 cannot hold
         arrays = {n: np.ascontiguousarray(found.state[n], dtype=np.float32) for n in loaded}

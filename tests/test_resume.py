@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
 
-from ppconvmixer import UserError, callbacks, card, checkpoint, finetune, recipe, run_state, zoo
+from ppconvmixer import UserError, callbacks, card, checkpoint, finetune, recipe, run_folder, run_state, zoo
 from ppconvmixer.optim import lr_factor
 from ppconvmixer.stopping import Stopped, StopWish
 from ppconvmixer.trainer import Trainer
@@ -422,6 +423,71 @@ def test_weights_of_before_keep_the_card_of_before(class_folders, tmp_path, monk
         train(changed, tmp_path, resume=True, allow_changes=True)
     assert run_state.read(tmp_path).run["steps"] == 4
     assert (tmp_path / "last.json").read_bytes() == last
+
+
+def test_classes_of_other_names_are_refused_and_do_not_rename_what_weights_knew(class_folders, tmp_path, monkeypatch):
+    pictures, run = shutil.copytree(class_folders, tmp_path / "pictures"), tmp_path / "run"
+    overrides = settings(pictures, "train.epochs=1", "schedule.name=constant")
+    train(overrides, run)
+    cards = [(run / name).read_bytes() for name in ("last.json", "best.json")]
+    for part in ("train", "val"):
+        (pictures / part / "cat").rename(pictures / part / "zebra")
+    changed = [*overrides, "train.epochs=2"]
+    with pytest.raises(UserError, match="classes: cat, dog, owl -> dog, owl, zebra; put it back"):
+        train(changed, run, resume=True)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, callbacks.Count, "on_train_batch_begin", 1)
+        train(changed, run, resume=True, allow_changes=True)
+    assert [(run / name).read_bytes() for name in ("last.json", "best.json")] == cards
+    train(changed, run, resume=True)
+    assert card.read(run / "last.pdparams").classes == ("dog", "owl", "zebra")
+
+
+def test_other_pictures_to_judge_by_begin_the_search_for_the_best_anew(class_folders, tmp_path, monkeypatch, caplog):
+    pictures, run = shutil.copytree(class_folders, tmp_path / "pictures"), tmp_path / "run"
+    overrides = settings(pictures, "train.epochs=1", "train.patience=1", "schedule.name=constant")
+    train(overrides, run)
+    monkeypatch.setattr(run_state.RunState, "improves", lambda self, *_: self.best is None)  # as after a flawless epoch
+    (pictures / "val/cat/cat 0.png").unlink()
+    with caplog.at_level("WARNING", logger="ppconvmixer"):
+        result = train([*overrides, "train.epochs=2"], run, resume=True, allow_changes=True)
+    assert "its best epoch is looked for anew" in caplog.text
+    assert result["best_epoch"] == 2 and result["samples"] == 11
+    assert card.read(run / "best.pdparams").facts["epoch"] == 2
+
+
+def test_what_was_trained_on_and_judges_now_is_counted(tmp_path):
+    file = tmp_path / "pictures.csv"
+    file.write_text("part,label,path\ntrain,0,a\ntrain,0,b\nval,0,c\n")
+    said = run_folder.changed_pictures(file, "part,label,path\ntrain,0,a\ntrain,0,c\nval,0,b\n")
+    assert "1 were trained on and judge now (such as val b)" in said
+
+
+def test_pictures_on_both_sides_are_named(class_folders, tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="ppconvmixer"):
+        train(settings(class_folders, "data.val=train", "train.epochs=1"), tmp_path)
+    assert "24 of the pictures to evaluate on are trained on as well, such as 'train/cat/cat 0.png'" in caplog.text
+
+
+def test_a_change_that_came_to_nothing_leaves_no_trace(class_folders, tmp_path, monkeypatch):
+    """It went wrong before it was saved; then the run goes on as it was."""
+    overrides = settings(class_folders, "train.epochs=2", "schedule.name=constant")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, callbacks.Count, "on_train_batch_begin", 4)
+        train(overrides, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Trainer, "fit", Mock(side_effect=MemoryError))
+        train([*overrides, "optimizer.lr=9"], tmp_path, resume=True, allow_changes=True)
+    train(overrides, tmp_path, resume=True)
+    assert recipe.load(tmp_path / "recipe.yaml").optimizer.lr == 0.02
+
+
+def test_a_complete_run_is_not_described_anew(class_folders, tmp_path):
+    overrides = settings(class_folders, "train.epochs=1")
+    train(overrides, tmp_path)
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    train([*overrides, "optimizer.lr=9"], tmp_path, resume=True, allow_changes=True)
+    assert (tmp_path / "recipe.yaml").read_bytes() == before
 
 
 def test_the_state_of_a_very_deep_network_can_be_read(tmp_path):

@@ -220,6 +220,21 @@ def test_the_head_gives_way_only_where_the_caller_asks_for_classes(classes, tmp_
     assert ppconvmixer.convmixer_tiny(pretrained=path, num_classes=4).num_classes == 4
 
 
+def test_a_checkpoint_without_a_head_gets_one_only_where_the_caller_asks_for_classes(tmp_path, caplog):
+    state = random_state(**TINY, num_classes=4)
+    path = write_layout(tmp_path / "w.pdparams", {n: v for n, v in state.items() if not n.startswith("head.")})
+    with pytest.raises(UserError, match="missing: head.weight, head.bias.*num_classes=0"):
+        ppconvmixer.convmixer_tiny(pretrained=path)
+    with caplog.at_level("WARNING", logger="ppconvmixer"):
+        model = ppconvmixer.convmixer_tiny(pretrained=path, num_classes=7)
+    assert [r.message for r in caplog.records] == [
+        f"{path} has no head; this model's head for 7 is freshly initialised"
+    ]
+    assert model.head.weight.shape == [64, 7]
+    np.testing.assert_array_equal(model.stem[0].weight.numpy(), state["stem.0.weight"])
+    assert zoo.load_weights(model, path, reset_head=True).reinitialized == ["head.bias", "head.weight"]
+
+
 def test_features_only_from_a_checkpoint_with_a_head(tmp_path):
     path = write_layout(tmp_path / "w.pdparams", random_state(**TINY, num_classes=4))
     model = ppconvmixer.convmixer_tiny(pretrained=path, num_classes=0)
