@@ -55,7 +55,7 @@ def test_it_is_what_its_card_and_the_manifest_say(name):
     assert {key: about.facts[key] for key in ("top1", "top5")} == {key: entry[key] for key in ("top1", "top5")}
     assert {"command", "data", "environment", "curve", "recipe"} <= set(about.facts)
     assert "/" not in json.dumps(about.facts["recipe"]["data"]["path"])  # no folder of whoever trained it
-    assert entry["top1"] >= {"convmixer_128_8_ks5_p2": 0.89, "convmixer_256_8_ks5_p2": 0.899}[name]
+    assert entry["top1"] >= {"convmixer_128_8_ks5_p2": 0.89, "convmixer_256_8_ks5_p2": 0.915}[name]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
